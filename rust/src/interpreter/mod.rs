@@ -1,0 +1,3 @@
+//! The interpreter: one executor over decoded blocks.
+
+pub mod vector;

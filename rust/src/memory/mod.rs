@@ -1,0 +1,5 @@
+//! Host-physical RAM.
+
+/// RAM of the machine.
+#[derive(Default)]
+pub struct Memory {}
