@@ -2,6 +2,18 @@
 //!
 //! It knows nothing of nesting: what it runs is always VMX non-root code described by a VMCS, and
 //! every VM exit returns to the caller (L0, in Python). Layers, lowest first: `memory` (host-physical
+//! RAM), `state` (the flat architectural state), `mmu` (software TLBs, walks, EPT), `decode` (blocks of
+//! decoded instructions), `interpreter` (their executor), `vmx` (VMCS, entry, exit), `python` (the face).
+
+pub mod clock;
+pub mod cpu;
+pub mod decode;
+pub mod interpreter;
+pub mod memory;
+pub mod mmu;
+pub mod state;
+pub mod stop;
+pub mod vmx;
 
 #[cfg(feature = "python")]
 mod python;
