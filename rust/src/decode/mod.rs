@@ -3,6 +3,8 @@
 //! A block is a run of instructions within one physical page, decoded for one mode. `Insn` holds what the
 //! interpreter's hot handlers need, ready to use, and iced's full instruction for the rest.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use iced_x86::Instruction;
 
 use crate::cpu::Cpu;
@@ -36,6 +38,33 @@ pub struct Insn {
     pub seg: u8,
     /// iced's instruction, for everything else.
     pub iced: Instruction,
+    /// The vector unit's native stub of this instruction (`Default::default()` when decoded).
+    pub stub: StubSlot,
+}
+
+/// Number of the native stub that the vector unit made for an instruction; 0 before its first execution.
+#[derive(Default, Debug)]
+pub struct StubSlot(AtomicU32);
+
+impl StubSlot {
+    /// The stub's number, or 0.
+    #[inline]
+    #[must_use]
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Remembers the stub's number.
+    #[inline]
+    pub fn set(&self, number: u32) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
+impl Clone for StubSlot {
+    fn clone(&self) -> Self {
+        Self(AtomicU32::new(self.get()))
+    }
 }
 
 /// Block cache of one core.
