@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::clock::Clock;
 use crate::decode::BlockCache;
+use crate::interpreter::events::Events;
 use crate::interpreter::vector::VectorUnit;
 use crate::memory::Memory;
 use crate::mmu::Mmu;
@@ -90,6 +91,8 @@ pub struct Cpu {
     pub exit: ExitInfo,
     /// The event being delivered, if any: what IDT-vectoring information reports.
     pub delivering: Option<Event>,
+    /// What event priority remembers between boundaries; reset at each VM entry.
+    pub events: Events,
     /// What this processor offers (CPUID and VMX capability MSRs).
     pub model: Arc<Model>,
     /// Host or virtual time.
@@ -110,10 +113,8 @@ impl Cpu {
         let ss = &s.seg[seg::SS];
         let bits = if long && cs.access & (1 << 13) != 0 {
             Bits::B64
-        } else if protected_mode && !v8086 && cs.access & (1 << 14) != 0 {
-            Bits::B32
-        } else if !protected_mode && cs.access & (1 << 14) != 0 {
-            Bits::B32 // "unreal" code segment: real mode just after clearing PE keeps D
+        } else if !v8086 && cs.access & (1 << 14) != 0 {
+            Bits::B32 // also in real mode: just after PE is cleared the code segment keeps D
         } else {
             Bits::B16
         };

@@ -1,3 +1,5 @@
 //! The interpreter: one executor over decoded blocks.
 
+pub mod events;
+pub mod system;
 pub mod vector;
