@@ -1,0 +1,52 @@
+# `make demo` runs the tower, `make test` every test, `make lint` every check of style and types.
+# Each makes .venv by itself; what is already there and unchanged is not made again.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+# Cargo's build directory; the environment may point it elsewhere.
+export CARGO_TARGET_DIR ?= $(CURDIR)/rust/target
+RUST_SOURCES := $(shell find rust/src -name '*.rs') rust/Cargo.toml rust/Cargo.lock
+
+.PHONY: all demo test test-rust test-python lint format clean
+
+all: $(VENV)/.built
+
+demo: $(VENV)/.built
+	@.ci/need mke2fs:e2fsprogs || true
+	$(BIN)/turtles demo
+
+test: test-rust test-python
+
+test-rust: $(VENV)/.tools
+	cargo test --release --manifest-path rust/Cargo.toml
+
+test-python: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+	cargo fmt --manifest-path rust/Cargo.toml --check
+	cargo clippy --release --manifest-path rust/Cargo.toml --all-targets --features python -- -D warnings
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cargo fmt --manifest-path rust/Cargo.toml
+
+$(VENV)/.tools: pyproject.toml .ci/need
+	@.ci/need cargo:cargo cc:gcc $(PYTHON):python3
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/need --install python3-venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2" $$($(BIN)/python .ci/requirements)
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(RUST_SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	touch $@
+
+clean:
+	rm -rf $(VENV) rust/target build

@@ -1,0 +1,135 @@
+"""The command line: `turtles run | demo | image | doctor | bench`.
+
+Options only; each command's work lives in the module of its name, imported when it is asked for, so
+that `turtles --help` is quick. Not here: what a guest sees.
+"""
+
+from __future__ import annotations
+
+import click
+
+from turtles import __doc__ as summary
+from turtles.tools.options import (
+    DEFAULT_MEMORY,
+    CpuChoice,
+    CpuOption,
+    DebugExit,
+    DebugExitOption,
+    Drive,
+    DriveOption,
+    Failure,
+    MemorySize,
+    RunOptions,
+    SerialOption,
+)
+
+
+@click.group(help=summary, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="turtles")
+def main() -> None:
+    """Entry point of the `turtles` program."""
+
+
+@main.command()
+@click.option("--kernel", required=True, metavar="FILE", help="Linux bzImage or Multiboot kernel.")
+@click.option(
+    "--initrd", "initrds", multiple=True, metavar="FILE", help="Initrd, or Multiboot module (repeat)."
+)
+@click.option("--append", default="", metavar="TEXT", help="Kernel command line.")
+@click.option("-m", "--memory", type=MemorySize(), default=DEFAULT_MEMORY, show_default=True, help="RAM.")
+@click.option("--smp", type=click.IntRange(min=1), default=1, show_default=True, help="Processors.")
+@click.option(
+    "--drive",
+    "drives",
+    type=DriveOption(),
+    multiple=True,
+    metavar="FILE[,readonly=on][,snapshot=on]",
+    help="Raw disk image, as virtio-blk (repeat).",
+)
+@click.option("--nic", default="none", metavar="none", help="Network card; none so far.")
+@click.option(
+    "--serial", type=SerialOption(), default="stdio", show_default=True, help="stdio, none or file:NAME."
+)
+@click.option(
+    "--cpu", type=CpuOption(), default="default", metavar="MODEL[,+F][,-F]", help="Processor model."
+)
+@click.option(
+    "--mmu",
+    type=click.Choice(["multidim", "shadow-on-ept", "shadow-on-shadow"]),
+    default="multidim",
+    show_default=True,
+    help="How L2's memory is virtualized.",
+)
+@click.option("--clock", type=click.Choice(["host", "virtual"]), default="host", show_default=True)
+@click.option(
+    "--debug-exit", type=DebugExitOption(), metavar="PORT[:WIDTH]", help="As QEMU's isa-debug-exit."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End with status 124."
+)
+@click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
+@click.option("--trace", metavar="FILE", help="Write every exit as a line.")
+@click.option("--gdb", metavar="[ADDR:]PORT", help="Debugger stub (not yet).")
+def run(
+    kernel: str,
+    initrds: tuple[str, ...],
+    append: str,
+    memory: int,
+    smp: int,
+    drives: tuple[Drive, ...],
+    nic: str,
+    serial: str,
+    cpu: CpuChoice,
+    mmu: str,
+    clock: str,
+    debug_exit: DebugExit | None,
+    timeout: float | None,
+    stats: str | None,
+    trace: str | None,
+    gdb: str | None,
+) -> None:
+    """Run a guest with its serial console in this terminal.
+
+    Status: 0 when the guest powers off, (V << 1) | 1 after a debug-exit of V, 124 on --timeout,
+    2 for a usage error, 1 for anything else.
+    """
+    if smp != 1:
+        raise click.BadParameter(
+            "one processor is supported so far; leave it out or say 1", param_hint="--smp"
+        )
+    if nic != "none":
+        raise click.BadParameter("there is no network card yet; say none", param_hint="--nic")
+    if mmu != "multidim":
+        raise click.BadParameter(f"{mmu} is not available yet; say multidim", param_hint="--mmu")
+    if gdb is not None:
+        raise click.BadParameter("there is no debugger stub yet; --trace shows the exits", param_hint="--gdb")
+    from turtles.tools.run import run_guest
+
+    options = RunOptions(
+        kernel,
+        initrds,
+        append,
+        memory,
+        smp,
+        drives,
+        serial,
+        cpu,
+        mmu,
+        clock,
+        debug_exit,
+        timeout,
+        stats,
+        trace,
+    )
+    raise SystemExit(run_guest(options))
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this host offers, and what turtles will do with it."""
+    from turtles.tools.doctor import examine
+
+    raise SystemExit(examine())
+
+
+__all__ = ["Failure", "main"]
