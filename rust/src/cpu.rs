@@ -99,9 +99,56 @@ pub struct Cpu {
     pub clock: Clock,
     /// Requests from other threads.
     pub doorbell: Arc<Doorbell>,
+    /// The run loop asks `pending_event` before the next instruction. It sets this itself from
+    /// `events_flagged` after any instruction that may have changed the answer.
+    pub boundary: bool,
+    /// Next time (nanoseconds of the clock) at which `pending_event` has something to do, such as the
+    /// VMX-preemption timer; `u64::MAX` = none.
+    pub timer_deadline: u64,
+    /// `state.retired` at which the current slice of the run ends; REP instructions cut themselves there.
+    pub stop_at: u64,
+    /// Accesses of the current instruction answered from `state.replay` so far.
+    pub replay_cursor: u64,
 }
 
 impl Cpu {
+    /// A processor after reset over `memory`.
+    #[must_use]
+    pub fn new(memory: Arc<Memory>, model: Arc<Model>, clock: Clock) -> Self {
+        let mut cpu = Self {
+            state: Box::new(State::reset()),
+            next_rip: 0,
+            mode: Mode {
+                bits: Bits::B16,
+                cpl: 0,
+                protected: false,
+                v8086: false,
+                long: false,
+                stack32: false,
+                align_check: false,
+            },
+            memory,
+            mmu: Mmu::default(),
+            blocks: BlockCache::default(),
+            vector: VectorUnit::default(),
+            ctl: Controls::default(),
+            vmcs: VmcsPage::default(),
+            fault: Event { vector: 0, kind: EventKind::Hardware, error: None, payload: 0, length: 0 },
+            exit: ExitInfo::default(),
+            delivering: None,
+            events: Events::default(),
+            model,
+            clock,
+            doorbell: Arc::new(Doorbell::default()),
+            boundary: true,
+            timer_deadline: u64::MAX,
+            stop_at: 0,
+            replay_cursor: 0,
+        };
+        cpu.update_mode();
+        cpu
+    }
+
     /// Recomputes [`Mode`]. Call after any change of CR0, EFER, CS, SS, RFLAGS.VM or RFLAGS.AC.
     pub fn update_mode(&mut self) {
         let s = &*self.state;

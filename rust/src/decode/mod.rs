@@ -3,6 +3,9 @@
 //! A block is a run of instructions within one physical page, decoded for one mode. `Insn` holds what the
 //! interpreter's hot handlers need, ready to use, and iced's full instruction for the rest.
 
+mod build;
+mod cache;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::Instruction;
@@ -10,8 +13,19 @@ use iced_x86::Instruction;
 use crate::cpu::Cpu;
 use crate::stop::Exec;
 
+pub use build::{MAX_INSNS, decode_one};
+pub use cache::{Block, BlockCache, ONE_PAGE};
+
 /// An instruction's executor. On success the run loop moves `rip` to `cpu.next_rip` and counts it retired.
+///
+/// While it runs `state.rip` is the instruction's own address and `next_rip` that of the following one
+/// (so `cpu.insn_len()` holds); only an instruction that ends its block may change `next_rip`.
 pub type Handler = fn(&mut Cpu, &Insn) -> Exec;
+
+/// Slot of [`Insn::base`] and [`Insn::index`] that stands for "none": `state.zero`.
+pub const SLOT_NONE: u8 = 16;
+/// Slot of [`Insn::base`] for RIP-relative operands: `state.rip`, the start of the instruction.
+pub const SLOT_RIP: u8 = 17;
 
 /// A decoded instruction.
 #[derive(Clone)]
@@ -20,23 +34,25 @@ pub struct Insn {
     pub run: Handler,
     /// Immediate, sign- or zero-extended as the instruction uses it; for near branches the displacement.
     pub imm: u64,
-    /// Memory operand: displacement.
+    /// Memory operand: displacement (RIP-relative: from the start of the instruction).
     pub disp: u64,
-    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0).
+    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0). Also set for string instructions.
     pub address_mask: u64,
     /// Length in bytes, 1 to 15.
     pub len: u8,
-    /// Byte offset into `state.gpr` of register operand 0, 1, 2 (AH, CH, DH, BH are offset + 1).
+    /// Register operand 0, 1, 2: byte offset into `state.gpr` for general registers (AH, CH, DH, BH are
+    /// offset + 1), else the register's number (segment, control, debug, vector, mask registers).
     pub r: [u8; 3],
-    /// Memory operand: slot in `state.gpr` of base and index (16 = `state.zero`).
+    /// Memory operand: slot in `state.gpr` of base and index (16 = `state.zero`, 17 = `state.rip`).
     pub base: u8,
     /// See `base`.
     pub index: u8,
     /// Memory operand: log2 of the scale.
     pub shift: u8,
-    /// Memory operand: segment number.
+    /// Memory operand: segment number, with the override applied (in 64-bit mode CS, DS, ES, SS
+    /// overrides are ignored, as the processor does).
     pub seg: u8,
-    /// iced's instruction, for everything else.
+    /// iced's instruction, for everything else. It was decoded at address 0.
     pub iced: Instruction,
     /// The vector unit's native stub of this instruction (`Default::default()` when decoded).
     pub stub: StubSlot,
@@ -66,7 +82,3 @@ impl Clone for StubSlot {
         Self(AtomicU32::new(self.get()))
     }
 }
-
-/// Block cache of one core.
-#[derive(Default)]
-pub struct BlockCache {}

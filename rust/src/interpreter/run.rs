@@ -1,0 +1,320 @@
+//! The run loop: boundaries, block lookup, execution of a block, exact stop at instruction N.
+//!
+//! Events are decided by `pending_event` (system group); this only knows when somebody must be asked.
+
+use std::ptr::null_mut;
+use std::sync::atomic::Ordering;
+
+use iced_x86::Mnemonic;
+
+#[allow(unused_imports)]
+use super::shim::PendingCpu as _;
+use crate::clock::Clock;
+use crate::cpu::{Bits, Cpu, attention};
+use crate::decode::{Block, BlockCache, Insn, ONE_PAGE};
+use crate::state::{flag, seg};
+use crate::stop::{Exec, Stop, vector};
+
+/// Host clock: instructions between two looks at the clock (well under 50 µs).
+const SLICE: u64 = 2000;
+const PAGE: u64 = 4096;
+/// `pending_debug`: single-step trap (DR6.BS).
+const BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Runs until a VM exit (`Stop::Exit`, details in `cpu.exit`), an instruction that silicon lacks
+    /// (`Stop::Missing`), or the deadline in nanoseconds of the core's clock (`Stop::Again`). Under virtual
+    /// time the deadline is met exactly: one instruction is one nanosecond.
+    pub fn run(&mut self, deadline: u64) -> Stop {
+        self.boundary = true;
+        self.replay_cursor = 0;
+        loop {
+            let now = self.clock.now(self.state.retired);
+            if now >= deadline {
+                return Stop::Again;
+            }
+            let mut until = deadline;
+            if now >= self.timer_deadline {
+                self.boundary = true;
+            } else {
+                until = until.min(self.timer_deadline);
+            }
+            let slice = match self.clock {
+                Clock::Virtual { .. } => until - now,
+                Clock::Host { .. } => SLICE,
+            };
+            self.stop_at = self.state.retired.wrapping_add(slice);
+            if let Err(stop) = self.slice() {
+                return stop;
+            }
+        }
+    }
+
+    /// Instructions that may still retire in this slice (at least 1 while an instruction executes): what a
+    /// REP instruction obeys.
+    #[inline]
+    #[must_use]
+    pub fn budget(&self) -> u64 {
+        self.stop_at.wrapping_sub(self.state.retired)
+    }
+
+    /// Runs to `stop_at`. An error ends the run.
+    fn slice(&mut self) -> Exec {
+        let mut previous: *mut Block = null_mut();
+        let mut previous_page = !0;
+        while self.state.retired < self.stop_at {
+            if self.boundary || self.state.pending_debug != 0 || self.doorbell.bits.load(Ordering::Relaxed) != 0 {
+                self.careful_step()?;
+                previous = null_mut();
+                continue;
+            }
+            let linear = self.code_linear();
+            let block = if !previous.is_null() && linear / PAGE == previous_page {
+                // SAFETY: `previous` was found or made in this slice, and dropped when the cache was.
+                unsafe { self.linked(previous, linear) }
+            } else {
+                self.find_block(linear)
+            };
+            let block = match block {
+                Ok(block) => block,
+                Err(stop) => {
+                    previous = null_mut();
+                    self.stopped(stop, None)?;
+                    continue;
+                }
+            };
+            // SAFETY: blocks live until the cache is cleared, which happens in `make` only, never while one executes.
+            let block = unsafe { &*block };
+            if block.bits != Bits::B64 && self.beyond_limit(block.byte_len()) {
+                self.careful_step()?;
+                previous = null_mut();
+                continue;
+            }
+            let done = self.execute(block, block.insns.len());
+            previous = null_mut();
+            match done {
+                Ok(()) if block.chained => {
+                    previous = (&raw const *block).cast_mut();
+                    previous_page = linear / PAGE;
+                }
+                Ok(()) => self.boundary = self.events_flagged(),
+                Err((stop, insn)) => self.stopped(stop, Some(insn))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes the first `limit` instructions of a block, or as many as the slice allows.
+    #[inline]
+    fn execute<'a>(&mut self, block: &'a Block, limit: usize) -> Result<(), (Stop, &'a Insn)> {
+        let limit = limit.min(usize::try_from(self.budget()).unwrap_or(usize::MAX));
+        for insn in block.insns.iter().take(limit) {
+            self.next_rip = self.state.rip.wrapping_add(u64::from(insn.len)) & block.ip_mask;
+            if let Err(stop) = (insn.run)(self, insn) {
+                return Err((stop, insn));
+            }
+            self.state.rip = self.next_rip;
+            self.state.retired += 1;
+            // Own writes to the page, or a debug trap that an access left behind.
+            if self.state.pending_debug != 0 || block.stale() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The instruction at `state.rip` (`insn`, if it got that far) did not complete. An error ends the run.
+    #[cold]
+    fn stopped(&mut self, stop: Stop, insn: Option<&Insn>) -> Exec {
+        self.boundary = true;
+        match stop {
+            Stop::Again => Ok(()),
+            Stop::Fault => {
+                // A non-canonical address is #SS(0) where the operand's segment is SS (SDM vol. 1, 3.3.7.1);
+                // the MMU, which finds it, knows no segments and leaves the address as payload.
+                if self.fault.vector == vector::GP
+                    && self.fault.payload != 0
+                    && self.mode.bits == Bits::B64
+                    && insn.is_some_and(|i| i.seg == seg::SS as u8)
+                {
+                    self.fault.vector = vector::SS;
+                }
+                let event = self.fault;
+                self.forget_replay();
+                match self.deliver(event) {
+                    Ok(()) | Err(Stop::Again) => Ok(()),
+                    Err(stop) => Err(stop),
+                }
+            }
+            Stop::Exit | Stop::Missing => Err(stop),
+        }
+    }
+
+    /// One boundary with everything asked, then one instruction.
+    #[inline(never)]
+    fn careful_step(&mut self) -> Exec {
+        let bits = self.doorbell.bits.load(Ordering::Acquire);
+        if bits & attention::STOP != 0 {
+            return Err(Stop::Again);
+        }
+        if bits & attention::SHOOTDOWN != 0 {
+            self.service_shootdown();
+        }
+        // An instruction that waits for the results of its device accesses goes on with no event between.
+        let replaying = self.state.replay_count != 0 || self.state.assist_done != 0;
+        if !replaying {
+            match self.pending_event() {
+                Ok(()) => {}
+                Err(Stop::Again) => return Ok(()),
+                Err(stop) => return self.stopped(stop, None),
+            }
+        }
+        let done = self.find_block(self.code_linear()).map_err(|stop| (stop, None)).and_then(|block| {
+            // SAFETY: as in `slice`.
+            let block = unsafe { &*block };
+            let len = block.insns.first().map_or(1, |i| u64::from(i.len));
+            if block.bits != Bits::B64 && self.beyond_limit(len) {
+                return Err((self.gp0(), None));
+            }
+            self.single(block).map_err(|(stop, insn)| (stop, Some(insn)))
+        });
+        match done {
+            Ok(()) => {
+                self.forget_replay();
+                self.boundary = self.events_flagged();
+                Ok(())
+            }
+            Err((stop, insn)) => self.stopped(stop, insn),
+        }
+    }
+
+    /// Executes one instruction with what a boundary must know of it: STI and MOV SS blocking ends, RF is
+    /// cleared, TF leaves a single-step trap.
+    fn single<'a>(&mut self, block: &'a Block) -> Result<(), (Stop, &'a Insn)> {
+        let blocking = self.state.interruptibility & 3;
+        let flags = self.state.rflags;
+        let done = self.execute(block, 1);
+        let Some(insn) = block.insns.first() else { return done };
+        let retired = match done {
+            Ok(()) => {
+                self.state.interruptibility &= !blocking;
+                if flags & flag::RF != 0 && !restores_rf(insn.iced.mnemonic()) {
+                    self.state.rflags &= !flag::RF;
+                }
+                true
+            }
+            Err((Stop::Again, _)) => true,
+            Err(_) => false,
+        };
+        self.events.iterating = matches!(done, Err((Stop::Again, _)));
+        // INT n and SYSCALL clear TF before the trap could be taken.
+        let stepped = flags & flag::TF != 0 && (self.state.rflags & flag::TF != 0 || !clears_tf(insn.iced.mnemonic()));
+        if retired && stepped {
+            self.state.pending_debug |= BS;
+        }
+        done
+    }
+
+    fn forget_replay(&mut self) {
+        self.state.replay_count = 0;
+        self.state.assist_done = 0;
+        self.replay_cursor = 0;
+    }
+
+    /// Linear address of the next instruction.
+    #[inline]
+    #[must_use]
+    pub fn code_linear(&self) -> u64 {
+        if self.mode.bits == Bits::B64 {
+            self.state.rip
+        } else {
+            self.state.seg[seg::CS].base.wrapping_add(self.state.rip) & 0xffff_ffff
+        }
+    }
+
+    /// Some of the next `len` bytes lie beyond the limit of CS.
+    fn beyond_limit(&self, len: u64) -> bool {
+        self.state.rip.saturating_add(len - 1) > self.state.seg[seg::CS].limit
+    }
+
+    /// The block that follows `previous` in its page.
+    ///
+    /// # Safety
+    /// `previous` is a live block.
+    #[inline]
+    unsafe fn linked(&mut self, previous: *mut Block, linear: u64) -> Exec<*mut Block> {
+        let offset = (linear % PAGE) as u32;
+        // SAFETY: by contract; the reference ends before anything else can reach the block.
+        let links = unsafe { &(*previous).links };
+        for &(at, block) in links {
+            if at == offset {
+                // SAFETY: linked blocks live as long as the cache that holds them.
+                if !BlockCache::stale(unsafe { &*block }) {
+                    return Ok(block);
+                }
+                return self.find_block(linear);
+            }
+        }
+        let decoded = self.blocks.decoded;
+        let block = self.find_block(linear)?;
+        // Making a block can drop the cache, and `previous` with it. A block that crosses its page must be
+        // compared with the mapping each time.
+        // SAFETY: `block` was just found.
+        if self.blocks.decoded == decoded && unsafe { (*block).second_pa } == ONE_PAGE {
+            // SAFETY: nothing was decoded since, so `previous` is alive.
+            let links = unsafe { &mut (*previous).links };
+            links[1] = links[0];
+            links[0] = (offset, block);
+        }
+        Ok(block)
+    }
+
+    /// The block at `linear`, fresh, decoded if need be.
+    fn find_block(&mut self, linear: u64) -> Exec<*mut Block> {
+        if self.mode.bits != Bits::B64 && self.beyond_limit(1) {
+            return Err(self.gp0());
+        }
+        let host_pa = self.fetch(linear)?;
+        let block = self.blocks.find(host_pa, self.mode.bits);
+        if !block.is_null() {
+            // SAFETY: `find` returns null or a live block.
+            let b = unsafe { &*block };
+            if !BlockCache::stale(b) && !b.insns.is_empty() && b.second_pa == ONE_PAGE {
+                return Ok(block);
+            }
+        }
+        self.make_block(linear, host_pa)
+    }
+
+    #[cold]
+    fn make_block(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
+        let memory = std::sync::Arc::clone(&self.memory);
+        let version = self.mark_code(host_pa);
+        let block = self.blocks.make(&memory, [host_pa, ONE_PAGE], [version, 0], self.mode.bits);
+        if !block.is_null() {
+            return Ok(block);
+        }
+        // The instruction goes on in the next page: a fault there is reported at its first byte.
+        let mut next = (linear | (PAGE - 1)).wrapping_add(1);
+        if self.mode.bits != Bits::B64 {
+            let left = PAGE - linear % PAGE;
+            if self.beyond_limit(left + 1) {
+                return Err(self.gp0());
+            }
+            next &= 0xffff_ffff;
+        }
+        let second_pa = self.fetch(next)?;
+        let versions = [version, self.mark_code(second_pa)];
+        let block = self.blocks.make(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        if block.is_null() { Err(Stop::Missing) } else { Ok(block) }
+    }
+}
+
+/// Instructions that load RF themselves.
+fn restores_rf(m: Mnemonic) -> bool {
+    matches!(m, Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq)
+}
+
+fn clears_tf(m: Mnemonic) -> bool {
+    matches!(m, Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into | Mnemonic::Syscall)
+}

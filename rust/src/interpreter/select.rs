@@ -1,0 +1,101 @@
+//! Which handler executes an instruction: each group is asked in turn.
+//!
+//! An instruction that no group takes raises #UD where CPUID does not offer it, and else stops the run.
+
+use iced_x86::{CpuidFeature, Instruction};
+
+use super::{system, vector};
+use crate::cpu::Cpu;
+use crate::decode::{Handler, Insn};
+use crate::stop::{Exec, Stop};
+
+/// The handler of `i`; [`unsupported`] when there is none.
+#[must_use]
+pub fn select(i: &Instruction) -> Handler {
+    super::select_integer(i).or_else(|| system::select(i)).or_else(|| vector::select(i)).unwrap_or(unsupported)
+}
+
+/// Whether the processor offers all the features that an instruction needs, in the widest model.
+#[must_use]
+pub fn offered(i: &Instruction) -> bool {
+    i.cpuid_features().iter().all(|f| OFFERED.contains(f))
+}
+
+/// No handler: #UD if the instruction is not offered, else the run ends so that nobody overlooks it.
+pub fn unsupported(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    if offered(&insn.iced) { Err(Stop::Missing) } else { Err(cpu.ud()) }
+}
+
+/// Bytes that encode no instruction, or LOCK where it is not allowed: #UD.
+pub fn invalid(cpu: &mut Cpu, _: &Insn) -> Exec {
+    Err(cpu.ud())
+}
+
+/// Longer than 15 bytes: #GP(0).
+pub fn too_long(cpu: &mut Cpu, _: &Insn) -> Exec {
+    Err(cpu.gp0())
+}
+
+/// Features (as the decoder names them) of which every instruction is implemented.
+pub static OFFERED: &[CpuidFeature] = &[
+    CpuidFeature::INTEL8086,
+    CpuidFeature::INTEL8086_ONLY,
+    CpuidFeature::INTEL186,
+    CpuidFeature::INTEL286,
+    CpuidFeature::INTEL386,
+    CpuidFeature::INTEL486,
+    CpuidFeature::X64,
+    CpuidFeature::CPUID,
+    CpuidFeature::CX8,
+    CpuidFeature::CMPXCHG16B,
+    CpuidFeature::CMOV,
+    CpuidFeature::FPU,
+    CpuidFeature::FPU287,
+    CpuidFeature::FPU387,
+    CpuidFeature::MMX,
+    CpuidFeature::FXSR,
+    CpuidFeature::SSE,
+    CpuidFeature::SSE2,
+    CpuidFeature::SSE3,
+    CpuidFeature::SSSE3,
+    CpuidFeature::SSE4_1,
+    CpuidFeature::SSE4_2,
+    CpuidFeature::POPCNT,
+    CpuidFeature::LZCNT,
+    CpuidFeature::BMI1,
+    CpuidFeature::BMI2,
+    CpuidFeature::ADX,
+    CpuidFeature::MOVBE,
+    CpuidFeature::AES,
+    CpuidFeature::PCLMULQDQ,
+    CpuidFeature::SHA,
+    CpuidFeature::AVX,
+    CpuidFeature::AVX2,
+    CpuidFeature::FMA,
+    CpuidFeature::F16C,
+    CpuidFeature::XSAVE,
+    CpuidFeature::XSAVEOPT,
+    CpuidFeature::XSAVEC,
+    CpuidFeature::XSAVES,
+    CpuidFeature::FSGSBASE,
+    CpuidFeature::RDTSCP,
+    CpuidFeature::RDPID,
+    CpuidFeature::TSC,
+    CpuidFeature::MSR,
+    CpuidFeature::RDPMC,
+    CpuidFeature::SEP,
+    CpuidFeature::SYSCALL,
+    CpuidFeature::MONITOR,
+    CpuidFeature::CLFSH,
+    CpuidFeature::CLFLUSHOPT,
+    CpuidFeature::CLWB,
+    CpuidFeature::PAUSE,
+    CpuidFeature::RDRAND,
+    CpuidFeature::RDSEED,
+    CpuidFeature::INVPCID,
+    CpuidFeature::SMAP,
+    CpuidFeature::PREFETCHW,
+    CpuidFeature::VMX,
+    CpuidFeature::MULTIBYTENOP,
+    CpuidFeature::CET_IBT,
+];
