@@ -132,4 +132,15 @@ def doctor() -> None:
     raise SystemExit(examine())
 
 
+@main.command()
+@click.argument("name", type=click.Choice(["tower", "standard"]), default="tower")
+@click.option("--renew", is_flag=True, help="Build again from today's packages.")
+@click.option("--list", "only_list", is_flag=True, help="Say what is in the cache.")
+def image(name: str, renew: bool, only_list: bool) -> None:
+    """Build guest images from distribution packages, without root."""
+    from turtles.tools.image import build_images, list_images
+
+    raise SystemExit(list_images() if only_list else build_images(name, renew))
+
+
 __all__ = ["Failure", "main"]
