@@ -6,9 +6,14 @@ that `turtles --help` is quick. Not here: what a guest sees.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 import click
 
 from turtles import __doc__ as summary
+from turtles.guests.state import GuestError
 from turtles.tools.options import (
     DEFAULT_MEMORY,
     CpuChoice,
@@ -17,14 +22,41 @@ from turtles.tools.options import (
     DebugExitOption,
     Drive,
     DriveOption,
-    Failure,
     MemorySize,
     RunOptions,
     SerialOption,
 )
 
 
-@click.group(help=summary, context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """Every error of the command line is one line on the standard error stream."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **more: Any) -> Any:
+        """Run and exit: 2 for a usage error, 1 for a failure, else the command's status."""
+        more["standalone_mode"] = False
+        try:
+            sys.exit(super().main(args, *rest, **more))
+        except click.exceptions.NoArgsIsHelpError as e:
+            click.echo(e.format_message())
+            sys.exit(2)
+        except click.UsageError as e:
+            where = f"{e.ctx.command_path}: " if e.ctx else "turtles: "
+            click.echo(f"{where}{_one_line(e.format_message())}", err=True)
+            sys.exit(2)
+        except (click.ClickException, GuestError) as e:
+            text = e.format_message() if isinstance(e, click.ClickException) else str(e)
+            click.echo(f"turtles: {_one_line(text)}", err=True)
+            sys.exit(1)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("turtles: interrupted", err=True)
+            sys.exit(1)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@click.group(cls=Program, help=summary, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="turtles")
 def main() -> None:
     """Entry point of the `turtles` program."""
@@ -141,6 +173,3 @@ def image(name: str, renew: bool, only_list: bool) -> None:
     from turtles.tools.image import build_images, list_images
 
     raise SystemExit(list_images() if only_list else build_images(name, renew))
-
-
-__all__ = ["Failure", "main"]

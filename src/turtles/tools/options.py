@@ -20,12 +20,6 @@ DEFAULT_MEMORY: Final = "1G"
 class Failure(click.ClickException):
     """An end with status 1 and one line that says what happened and what to do."""
 
-    exit_code = 1
-
-    def show(self, file: object = None) -> None:
-        """Print the line as this program prints all its errors."""
-        click.echo(f"turtles: {self.format_message()}", err=True)
-
 
 @dataclass(frozen=True)
 class Drive:
