@@ -3,15 +3,15 @@
 //! This file only defines the structure; each layer implements its own methods on [`Cpu`] beside its code
 //! (`mmu/access.rs`, `interpreter/*.rs`, `vmx/*.rs`).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use crate::clock::Clock;
 use crate::decode::BlockCache;
 use crate::interpreter::events::Events;
 use crate::interpreter::vector::VectorUnit;
 use crate::memory::Memory;
-use crate::mmu::Mmu;
+use crate::mmu::{Invalidation, Mmu};
 use crate::state::{State, cr, flag, seg};
 use crate::stop::{Event, EventKind, Stop};
 use crate::vmx::{Controls, ExitInfo, Model, VmcsPage};
@@ -31,8 +31,14 @@ pub mod attention {
 pub struct Doorbell {
     /// Bits of [`attention`].
     pub bits: AtomicU32,
+    /// Shootdown requests made so far.
+    pub requested: AtomicU64,
     /// Shootdown requests acknowledged so far.
     pub acknowledged: AtomicU64,
+    /// The requests themselves.
+    pub requests: Mutex<Vec<Invalidation>>,
+    /// The core is in its run loop: requesters wait for it. Otherwise it serves requests before it runs.
+    pub inside: AtomicBool,
 }
 
 /// Size of code and of addresses by default.
@@ -145,6 +151,7 @@ impl Cpu {
             stop_at: 0,
             replay_cursor: 0,
         };
+        cpu.memory.register_core(&cpu.doorbell);
         cpu.update_mode();
         cpu
     }
@@ -181,6 +188,7 @@ impl Cpu {
             stack32: ss.access & (1 << 14) != 0,
             align_check: cpl == 3 && s.cr0 & cr::CR0_AM != 0 && s.rflags & flag::AC != 0,
         };
+        self.mmu_view_changed();
     }
 
     /// Current privilege level.

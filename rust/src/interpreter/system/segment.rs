@@ -6,6 +6,7 @@ use crate::cpu::{Bits, Cpu};
 use crate::state::{Segment, seg};
 use crate::stop::{Exec, Stop, vector};
 
+#[allow(unused_imports)]
 use super::shim::Pending as _;
 
 /// Bits of [`Segment::access`] (SDM table 25-2).

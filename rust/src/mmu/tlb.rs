@@ -1,0 +1,284 @@
+//! One address space's software TLB: three direct-mapped arrays of entries that translated code can
+//! compare and add inline.
+//!
+//! An entry's tags are linear page addresses, so that one compare checks validity, permission and (through
+//! the address of the last byte) that the access stays in the page. It does not know how to fill itself.
+
+/// Entries of one array.
+pub const ENTRIES: usize = 1024;
+
+/// A tag that matches no page.
+pub const INVALID: u64 = !0;
+
+/// One translation. A tag holds the linear page address if that kind of access may take the fast path.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// Tag for data reads.
+    pub read: u64,
+    /// Tag for data writes.
+    pub write: u64,
+    /// Tag for instruction fetches.
+    pub exec: u64,
+    /// Host pointer minus linear address (wrapping).
+    pub addend: u64,
+}
+
+impl TlbEntry {
+    /// Matches nothing.
+    pub const EMPTY: Self = Self { read: INVALID, write: INVALID, exec: INVALID, addend: 0 };
+
+    fn is_empty(&self) -> bool {
+        self.read & self.write & self.exec == INVALID
+    }
+
+    /// The linear page this entry is about, if any.
+    fn page(&self) -> Option<u64> {
+        [self.read, self.write, self.exec].into_iter().find(|&tag| tag != INVALID)
+    }
+}
+
+/// Index of a linear address in an array.
+#[inline(always)]
+#[must_use]
+pub fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+/// One array.
+pub type Array = [TlbEntry; ENTRIES];
+
+/// An array in which every access misses.
+pub static NOTHING: Array = [TlbEntry::EMPTY; ENTRIES];
+
+/// Which array an access uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum View {
+    /// CPL 3.
+    User = 0,
+    /// CPL below 3 where user pages may be touched (CR4.SMAP = 0 or RFLAGS.AC = 1).
+    Supervisor = 1,
+    /// CPL below 3, or an implicit access, with SMAP enforced.
+    SupervisorSmap = 2,
+}
+
+/// What tells address spaces apart (SDM 29.4.1, 4.10.1): TLB tags, and the bits that change what a walk means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Key {
+    /// EPT pointer, 0 without EPT.
+    pub eptp: u64,
+    /// VPID, 0 when disabled.
+    pub vpid: u16,
+    /// PCID, 0 unless CR4.PCIDE.
+    pub pcid: u16,
+    /// Paging bits of CR0, CR4 and EFER, packed.
+    pub bits: u16,
+}
+
+impl Key {
+    /// EP4TA: what INVEPT names.
+    #[must_use]
+    pub fn ep4ta(&self) -> u64 {
+        self.eptp & super::ADDRESS_MASK
+    }
+}
+
+const BITMAP: usize = 3 * ENTRIES / 64;
+
+/// The TLB of one address space.
+pub struct Context {
+    /// Whose translations these are.
+    pub key: Key,
+    /// When it was last selected.
+    pub used: u64,
+    arrays: [Array; 3],
+    /// Slots (array * ENTRIES + index) that may hold something: what a flush has to visit.
+    filled: Vec<u16>,
+    listed: [u64; BITMAP],
+    /// Slots whose translation is global.
+    global: [u64; BITMAP],
+    /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
+    large: [u64; 16],
+}
+
+fn bit(map: &[u64], n: usize) -> bool {
+    map[n / 64] >> (n % 64) & 1 != 0
+}
+
+fn large_bit(linear: u64) -> usize {
+    ((linear >> 21) ^ (linear >> 31)) as usize & 1023
+}
+
+impl Context {
+    /// An empty one.
+    #[must_use]
+    pub fn new(key: Key) -> Box<Self> {
+        Box::new(Self {
+            key,
+            used: 0,
+            arrays: [[TlbEntry::EMPTY; ENTRIES]; 3],
+            filled: Vec::new(),
+            listed: [0; BITMAP],
+            global: [0; BITMAP],
+            large: [0; 16],
+        })
+    }
+
+    /// The array of a view. The pointer stays valid as long as the context.
+    #[must_use]
+    pub fn array(&self, view: View) -> *const TlbEntry {
+        self.arrays[view as usize].as_ptr()
+    }
+
+    /// Adds a translation: `page` to host page `host`, for the kinds of access that are true. Kinds that the
+    /// entry already allows stay allowed if the translation is the same.
+    pub fn fill(&mut self, view: View, page: u64, host: u64, allow: [bool; 3], global: bool, large: bool) {
+        let number = view as usize * ENTRIES + slot(page);
+        let entry = &mut self.arrays[view as usize][slot(page)];
+        let addend = host.wrapping_sub(page);
+        if entry.addend != addend || entry.page() != Some(page) {
+            *entry = TlbEntry { addend, ..TlbEntry::EMPTY };
+        }
+        if allow[0] {
+            entry.read = page;
+        }
+        if allow[1] {
+            entry.write = page;
+        }
+        if allow[2] {
+            entry.exec = page;
+        }
+        let (word, mask) = (number / 64, 1u64 << (number % 64));
+        if self.listed[word] & mask == 0 {
+            self.listed[word] |= mask;
+            self.filled.push(number as u16);
+        }
+        self.global[word] = if global { self.global[word] | mask } else { self.global[word] & !mask };
+        if large {
+            let n = large_bit(page);
+            self.large[n / 64] |= 1 << (n % 64);
+        }
+    }
+
+    /// Drops everything (`keep_global`: but for global translations).
+    pub fn flush(&mut self, keep_global: bool) {
+        let mut kept = Vec::new();
+        for number in self.filled.drain(..) {
+            let n = usize::from(number);
+            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            if keep_global && bit(&self.global, n) && !entry.is_empty() {
+                kept.push(number);
+                continue;
+            }
+            *entry = TlbEntry::EMPTY;
+            self.listed[n / 64] &= !(1 << (n % 64));
+        }
+        if kept.is_empty() {
+            self.large = [0; 16];
+        }
+        self.filled = kept;
+    }
+
+    /// Drops the translation of one linear address (the whole page it was part of, if that was large).
+    pub fn flush_linear(&mut self, linear: u64, keep_global: bool) {
+        let page = linear & !0xfff;
+        if bit(&self.large, large_bit(linear)) {
+            // Fragments of a 2-MiB or 4-MiB page lie in two regions at most; a 1-GiB page has all regions
+            // marked that were touched. Dropping the whole gigabyte covers all of them.
+            self.flush_if(keep_global, |entry| entry.page().is_some_and(|p| p >> 30 == page >> 30));
+            return;
+        }
+        for array in 0..3 {
+            let n = array * ENTRIES + slot(page);
+            let entry = &mut self.arrays[array][slot(page)];
+            if entry.page() == Some(page) && !(keep_global && bit(&self.global, n)) {
+                *entry = TlbEntry::EMPTY;
+            }
+        }
+    }
+
+    fn flush_if(&mut self, keep_global: bool, matches: impl Fn(&TlbEntry) -> bool) {
+        for &number in &self.filled {
+            let n = usize::from(number);
+            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            if matches(entry) && !(keep_global && bit(&self.global, n)) {
+                *entry = TlbEntry::EMPTY;
+            }
+        }
+    }
+
+    /// Takes the fast path for writes away from one host page (`None`: from all).
+    pub fn write_protect(&mut self, host: Option<u64>) {
+        for &number in &self.filled {
+            let n = usize::from(number);
+            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            if entry.write != INVALID && host.is_none_or(|host| entry.write.wrapping_add(entry.addend) == host) {
+                entry.write = INVALID;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [bool; 3] = [true, true, true];
+
+    fn entry(context: &Context, view: View, linear: u64) -> TlbEntry {
+        context.arrays[view as usize][slot(linear)]
+    }
+
+    #[test]
+    fn fill_adds_kinds_but_never_mixes_translations() {
+        let mut c = Context::new(Key::default());
+        c.fill(View::User, 0x5000, 0x10_0000, [true, false, false], false, false);
+        c.fill(View::User, 0x5000, 0x10_0000, [false, false, true], false, false);
+        let e = entry(&c, View::User, 0x5000);
+        assert_eq!((e.read, e.write, e.exec), (0x5000, INVALID, 0x5000));
+        assert_eq!(e.addend.wrapping_add(0x5123), 0x10_0123);
+        c.fill(View::User, 0x5000, 0x20_0000, [false, true, false], false, false);
+        let e = entry(&c, View::User, 0x5000);
+        assert_eq!((e.read, e.write, e.exec), (INVALID, 0x5000, INVALID));
+    }
+
+    #[test]
+    fn flush_spares_global_entries_only_when_asked() {
+        let mut c = Context::new(Key::default());
+        c.fill(View::Supervisor, 0x1000, 0x1000, ALL, true, false);
+        c.fill(View::Supervisor, 0x2000, 0x2000, ALL, false, false);
+        c.flush(true);
+        assert_eq!(entry(&c, View::Supervisor, 0x1000).read, 0x1000);
+        assert_eq!(entry(&c, View::Supervisor, 0x2000).read, INVALID);
+        c.flush(false);
+        assert_eq!(entry(&c, View::Supervisor, 0x1000).read, INVALID);
+    }
+
+    #[test]
+    fn flush_linear_takes_all_fragments_of_a_large_page() {
+        let mut c = Context::new(Key::default());
+        c.fill(View::User, 0x20_0000, 0x20_0000, ALL, false, true);
+        c.fill(View::User, 0x2f_f000, 0x2f_f000, ALL, false, true);
+        c.fill(View::User, 0x4000_1000, 0x1000, ALL, false, false);
+        c.flush_linear(0x20_1000, false);
+        assert_eq!(entry(&c, View::User, 0x20_0000).read, INVALID);
+        assert_eq!(entry(&c, View::User, 0x2f_f000).read, INVALID);
+        assert_eq!(entry(&c, View::User, 0x4000_1000).read, 0x4000_1000);
+        c.flush_linear(0x4000_1fff, false);
+        assert_eq!(entry(&c, View::User, 0x4000_1000).read, INVALID);
+    }
+
+    #[test]
+    fn write_protect_reaches_every_alias_of_a_host_page() {
+        let mut c = Context::new(Key::default());
+        c.fill(View::User, 0x1000, 0x9000, ALL, false, false);
+        c.fill(View::Supervisor, 0xffff_8000_0000_7000, 0x9000, ALL, false, false);
+        c.fill(View::User, 0x3000, 0xa000, ALL, false, false);
+        c.write_protect(Some(0x9000));
+        assert_eq!(entry(&c, View::User, 0x1000).write, INVALID);
+        assert_eq!(entry(&c, View::Supervisor, 0xffff_8000_0000_7000).write, INVALID);
+        assert_eq!(entry(&c, View::User, 0x1000).read, 0x1000);
+        assert_eq!(entry(&c, View::User, 0x3000).write, 0x3000);
+    }
+}
