@@ -144,9 +144,8 @@ impl Capabilities {
     #[must_use]
     pub fn of(features: &FeatureSet) -> Self {
         use Feature as F;
-        let with = |pairs: &[(F, u32)]| {
-            pairs.iter().filter(|(f, _)| features.has(*f)).fold(0, |bits, (_, bit)| bits | bit)
-        };
+        let with =
+            |pairs: &[(F, u32)]| pairs.iter().filter(|(f, _)| features.has(*f)).fold(0, |bits, (_, bit)| bits | bit);
         let pin_optional = pin::EXTERNAL_INTERRUPT
             | pin::NMI
             | with(&[(F::VirtualNmis, pin::VIRTUAL_NMIS), (F::PreemptionTimer, pin::PREEMPTION_TIMER)]);

@@ -25,7 +25,7 @@ pub struct CpuidBit {
 
 macro_rules! features {
     (
-        cpuid { $($leaf:literal . $subleaf:literal . $register:ident { $($name:ident $text:literal $bit:literal $(host $host:tt)?,)+ })+ }
+        cpuid { $([$leaf:literal, $subleaf:literal, $register:ident] { $($name:ident $text:literal $bit:literal $(host $host:tt)?,)+ })+ }
         vmx { $($vname:ident $vtext:literal,)+ }
     ) => {
         /// A feature.
@@ -67,44 +67,44 @@ macro_rules! features {
 
 features! {
     cpuid {
-        0x1.0.Edx {
+        [0x1, 0, Edx] {
             Fpu "fpu" 0, Vme "vme" 1, De "de" 2, Pse "pse" 3, Tsc "tsc" 4, Msr "msr" 5, Pae "pae" 6, Mce "mce" 7,
             Cx8 "cx8" 8, Apic "apic" 9, Sep "sep" 11, Mtrr "mtrr" 12, Pge "pge" 13, Mca "mca" 14, Cmov "cmov" 15,
             Pat "pat" 16, Pse36 "pse36" 17, Clflush "clflush" 19, Mmx "mmx" 23, Fxsr "fxsr" 24, Sse "sse" 25,
             Sse2 "sse2" 26,
         }
-        0x1.0.Ecx {
+        [0x1, 0, Ecx] {
             Sse3 "pni" 0 host "sse3", Pclmulqdq "pclmulqdq" 1 host "pclmulqdq", Monitor "monitor" 3, Vmx "vmx" 5,
             Ssse3 "ssse3" 9 host "ssse3", Fma "fma" 12 host "fma", Cx16 "cx16" 13, Pcid "pcid" 17,
             Sse41 "sse4_1" 19 host "sse4.1", Sse42 "sse4_2" 20 host "sse4.2", X2apic "x2apic" 21, Movbe "movbe" 22,
             Popcnt "popcnt" 23, TscDeadline "tsc_deadline_timer" 24, Aes "aes" 25 host "aes", Xsave "xsave" 26,
             Avx "avx" 28 host "avx", F16c "f16c" 29 host "f16c", Rdrand "rdrand" 30, Hypervisor "hypervisor" 31,
         }
-        0x6.0.Eax {
+        [0x6, 0, Eax] {
             Arat "arat" 2,
         }
-        0x7.0.Ebx {
+        [0x7, 0, Ebx] {
             Fsgsbase "fsgsbase" 0, TscAdjust "tsc_adjust" 1, Bmi1 "bmi1" 3, Avx2 "avx2" 5 host "avx2", Smep "smep" 7,
             Bmi2 "bmi2" 8, Erms "erms" 9, Invpcid "invpcid" 10, Rdseed "rdseed" 18, Adx "adx" 19, Smap "smap" 20,
             Clflushopt "clflushopt" 23, Clwb "clwb" 24, Sha "sha_ni" 29 host "sha",
         }
-        0x7.0.Ecx {
+        [0x7, 0, Ecx] {
             Umip "umip" 2, Rdpid "rdpid" 22,
         }
-        0x7.0.Edx {
+        [0x7, 0, Edx] {
             Fsrm "fsrm" 4, MdClear "md_clear" 10, SpecCtrl "spec_ctrl" 26, Stibp "intel_stibp" 27,
             FlushL1d "flush_l1d" 28, ArchCapabilities "arch_capabilities" 29, Ssbd "ssbd" 31,
         }
-        0xd.1.Eax {
+        [0xd, 1, Eax] {
             Xsaveopt "xsaveopt" 0, Xsavec "xsavec" 1, Xgetbv1 "xgetbv1" 2, Xsaves "xsaves" 3,
         }
-        0x8000_0001.0.Ecx {
+        [0x8000_0001, 0, Ecx] {
             LahfLm "lahf_lm" 0, Lzcnt "abm" 5, Prefetchw "3dnowprefetch" 8,
         }
-        0x8000_0001.0.Edx {
+        [0x8000_0001, 0, Edx] {
             Syscall "syscall" 11, Nx "nx" 20, Page1gb "pdpe1gb" 26, Rdtscp "rdtscp" 27, Lm "lm" 29,
         }
-        0x8000_0007.0.Edx {
+        [0x8000_0007, 0, Edx] {
             InvariantTsc "invtsc" 8,
         }
     }

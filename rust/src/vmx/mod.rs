@@ -1,44 +1,29 @@
 //! VT-x with one level: VMCS, capabilities, VM entry, VM exit, intercepts (SDM vol. 3, chapters 24 to 29).
+//!
+//! Silicon is always in VMX non-root operation: an exit returns to the caller of [`Cpu::enter`], and host
+//! state is checked but never loaded. What nested virtualization is made of is L0's matter, not known here.
 
-/// Controls of the current VMCS, unpacked at entry, asked by the executors.
-#[derive(Clone, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Controls {
-    pub pin: u32,
-    pub primary: u32,
-    pub secondary: u32,
-    pub exit: u32,
-    pub entry: u32,
-    pub exception_bitmap: u32,
-    pub pf_mask: u32,
-    pub pf_match: u32,
-    pub cr0_mask: u64,
-    pub cr4_mask: u64,
-    pub cr0_shadow: u64,
-    pub cr4_shadow: u64,
-}
+pub mod apic;
+pub mod bits;
+pub mod capabilities;
+pub mod controls;
+pub mod features;
+pub mod fields;
+pub mod information;
+pub mod intercepts;
+pub mod model;
+pub mod ports;
+pub mod reasons;
+pub mod shadow;
+mod shim;
+pub mod time;
+pub mod vmcs;
 
-/// What a VM exit will write into the VMCS (SDM 25.9).
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)]
-pub struct ExitInfo {
-    pub reason: u32,
-    pub qualification: u64,
-    pub guest_physical: u64,
-    pub guest_linear: u64,
-    pub instruction_length: u32,
-    pub instruction_info: u32,
-    pub interruption_info: u32,
-    pub interruption_error: u32,
-}
-
-/// What this processor offers: CPUID and VMX capabilities.
-#[derive(Clone, Debug, Default)]
-pub struct Model {}
-
-/// A VMCS region in RAM, by host-physical address.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VmcsPage {
-    /// Host-physical address, 4-KiB aligned.
-    pub host_pa: u64,
-}
+pub use apic::ApicAccess;
+pub use capabilities::Capabilities;
+pub use controls::Controls;
+pub use features::{Feature, FeatureSet};
+pub use information::ExitInfo;
+pub use model::{Model, ModelError};
+pub use reasons::reason;
+pub use vmcs::VmcsPage;

@@ -258,7 +258,8 @@ impl Model {
         };
         let mut r = self.fixed_leaf(leaf, subleaf, xcr0);
         for feature in self.features.iter() {
-            if let Some(bit) = feature.cpuid_bit().filter(|b| b.leaf == leaf && b.subleaf == subleaf_of(leaf, subleaf)) {
+            if let Some(bit) = feature.cpuid_bit().filter(|b| b.leaf == leaf && b.subleaf == subleaf_of(leaf, subleaf))
+            {
                 r[match bit.register {
                     Register::Eax => 0,
                     Register::Ebx => 1,
@@ -335,9 +336,8 @@ const fn subleaf_of(leaf: u32, subleaf: u32) -> u32 {
 
 /// Leaf 4: L1 data and instruction 32 KiB, L2 1 MiB, L3 16 MiB.
 fn cache_leaf(subleaf: u32) -> [u32; 4] {
-    let cache = |kind: u32, level: u32, ways: u32, sets: u32| {
-        [kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0]
-    };
+    let cache =
+        |kind: u32, level: u32, ways: u32, sets: u32| [kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0];
     match subleaf {
         0 => cache(1, 1, 8, 64),
         1 => cache(2, 1, 8, 64),
