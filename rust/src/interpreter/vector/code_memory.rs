@@ -1,0 +1,114 @@
+//! Executable memory for generated code, mapped twice: writable here, executable there, never both.
+//!
+//! Only appends: what runs is never changed. It does not know what the code does.
+
+use std::fmt;
+use std::io;
+
+/// The host refuses executable memory.
+#[derive(Debug)]
+pub struct CodeMemoryError {
+    step: &'static str,
+    source: io::Error,
+}
+
+impl fmt::Display for CodeMemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the host refuses executable memory ({}: {}); silicon runs vector instructions natively and needs it: \
+             allow memfd mappings with PROT_EXEC (SELinux, seccomp or a noexec policy forbids them)",
+            self.step, self.source
+        )
+    }
+}
+
+impl std::error::Error for CodeMemoryError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// One chunk of generated code.
+#[derive(Debug)]
+pub struct CodeMemory {
+    writable: *mut u8,
+    executable: *const u8,
+    len: usize,
+    used: usize,
+}
+
+// SAFETY: the mappings belong to this value alone; nothing in it is tied to a thread.
+unsafe impl Send for CodeMemory {}
+// SAFETY: through a shared reference the code can only be executed.
+unsafe impl Sync for CodeMemory {}
+
+/// Code starts at multiples of this.
+const ALIGN: usize = 16;
+
+impl CodeMemory {
+    /// Maps `len` bytes (a multiple of 4096).
+    ///
+    /// # Errors
+    /// When the host refuses the memory, or to execute it.
+    pub fn new(len: usize) -> Result<Self, CodeMemoryError> {
+        let last = |step| CodeMemoryError { step, source: io::Error::last_os_error() };
+        // SAFETY: plain system calls on values made here; the results are checked.
+        unsafe {
+            let fd = libc::memfd_create(c"silicon-code".as_ptr(), libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return Err(last("memfd_create"));
+            }
+            let size = libc::off_t::try_from(len).unwrap_or(libc::off_t::MAX);
+            if libc::ftruncate(fd, size) != 0 {
+                let error = last("ftruncate");
+                libc::close(fd);
+                return Err(error);
+            }
+            let map = |prot| libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0);
+            let writable = map(libc::PROT_READ | libc::PROT_WRITE);
+            let error = last("mmap, writable");
+            if writable == libc::MAP_FAILED {
+                libc::close(fd);
+                return Err(error);
+            }
+            let executable = map(libc::PROT_READ | libc::PROT_EXEC);
+            let error = last("mmap, executable");
+            libc::close(fd);
+            if executable == libc::MAP_FAILED {
+                libc::munmap(writable, len);
+                return Err(error);
+            }
+            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), len, used: 0 })
+        }
+    }
+
+    /// Where the next code will lie.
+    #[must_use]
+    pub fn next(&self) -> *const u8 {
+        self.executable.wrapping_add(self.used)
+    }
+
+    /// Appends code; `None` when the chunk is full.
+    pub fn append(&mut self, code: &[u8]) -> Option<*const u8> {
+        let end = self.used.checked_add(code.len())?;
+        if end > self.len {
+            return None;
+        }
+        let entry = self.next();
+        // SAFETY: `used..end` lies in our writable mapping and holds no code yet.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
+        self.used = end.next_multiple_of(ALIGN).min(self.len);
+        Some(entry)
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: both mappings are ours, and nobody executes code of a value that is dropped.
+        unsafe {
+            libc::munmap(self.writable.cast(), self.len);
+            libc::munmap(self.executable.cast_mut().cast(), self.len);
+        }
+    }
+}
