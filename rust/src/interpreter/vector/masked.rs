@@ -10,9 +10,6 @@ use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::Exec;
 
-#[allow(unused_imports)]
-use super::shim::Shim as _;
-
 /// The executor of a masked move or gather.
 pub(super) fn select(code: Code) -> Option<Handler> {
     Some(match code {
@@ -90,7 +87,7 @@ fn mask_store<const SIZE: usize, const COUNT: usize>(cpu: &mut Cpu, insn: &Insn)
     for n in (0..COUNT).filter(|&n| selected(&mask, SIZE, n)) {
         let at = offset.wrapping_add((n * SIZE) as u64) & insn.address_mask;
         let linear = cpu.segmented(insn.seg, at, SIZE as u32, true)?;
-        cpu.probe_write(linear, SIZE as u32)?;
+        cpu.probe_write(linear, SIZE as u64)?;
         targets[n] = linear;
     }
     for n in (0..COUNT).filter(|&n| selected(&mask, SIZE, n)) {

@@ -16,7 +16,6 @@ mod gate;
 mod masked;
 mod moves;
 mod native;
-mod shim;
 pub mod stub;
 mod trap;
 mod x87;
@@ -100,7 +99,8 @@ impl VectorUnit {
         if self.chunks.is_empty() {
             self.grow().ok()?;
         }
-        if let Some(&number) = self.known.get(&insn.iced) {
+        let key = stub::canonical(&insn.iced);
+        if let Some(&number) = self.known.get(&key) {
             insn.stub.set(number);
             return self.stubs.get(number.wrapping_sub(self.first) as usize).copied();
         }
@@ -121,7 +121,7 @@ impl VectorUnit {
         let stub = Stub { entry, traits };
         let number = self.first.wrapping_add(self.stubs.len() as u32);
         self.stubs.push(stub);
-        self.known.insert(insn.iced, number);
+        self.known.insert(key, number);
         insn.stub.set(number);
         Some(stub)
     }

@@ -9,9 +9,6 @@ use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::Exec;
 
-#[allow(unused_imports)]
-use super::shim::Shim as _;
-
 /// The direct executor of a move or XOR.
 pub(super) fn select(i: &Instruction) -> Option<Handler> {
     let memory = |n: u32| i.op_kind(n) == OpKind::Memory;

@@ -12,9 +12,6 @@ use crate::decode::{Handler, Insn};
 use crate::state::{cr, flag};
 use crate::stop::{Exec, Stop, vector};
 
-#[allow(unused_imports)]
-use super::shim::Shim as _;
-
 /// Exception masks of MXCSR.
 const MXCSR_MASKS: u64 = 0x1f80;
 

@@ -289,32 +289,37 @@ pub fn traits(i: &Instruction) -> Option<Traits> {
 const RFLAGS_STATUS: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
-/// The stub's code for `i`, to lie at `address`.
-///
-/// # Errors
-/// When iced cannot encode the rewritten instruction (never for the codes that the unit selects).
-pub fn assemble(i: &Instruction, t: &Traits, address: u64) -> Result<Vec<u8>, IcedError> {
-    // The same instruction with stand-ins for the guest's general registers, on the scratch buffer.
-    let mut gprs = GprMap::default();
+/// `i` with its memory operand in the scratch buffer and without prefixes: what instructions that can share
+/// a stub have in common.
+#[must_use]
+pub fn canonical(i: &Instruction) -> Instruction {
     let mut host = *i;
     host.set_has_lock_prefix(false);
     host.set_has_rep_prefix(false);
     host.set_has_repne_prefix(false);
     host.set_segment_prefix(Register::None);
+    if host.op_kinds().any(|kind| kind == OpKind::Memory) {
+        host.set_memory_base(SCRATCH);
+        host.set_memory_index(Register::None);
+        host.set_memory_index_scale(1);
+        host.set_memory_displacement64(offset_of!(Scratch, mem) as u64);
+        host.set_memory_displ_size(1);
+    }
+    host
+}
+
+/// The stub's code for `i`, to lie at `address`.
+///
+/// # Errors
+/// When iced cannot encode the rewritten instruction (never for the codes that the unit selects).
+pub fn assemble(i: &Instruction, t: &Traits, address: u64) -> Result<Vec<u8>, IcedError> {
+    // The same instruction with stand-ins for the guest's general registers.
+    let mut gprs = GprMap::default();
+    let mut host = canonical(i);
     for n in 0..host.op_count() {
-        match host.op_kind(n) {
-            OpKind::Memory => {
-                host.set_memory_base(SCRATCH);
-                host.set_memory_index(Register::None);
-                host.set_memory_index_scale(1);
-                host.set_memory_displacement64(offset_of!(Scratch, mem) as u64);
-                host.set_memory_displ_size(1);
-            }
-            OpKind::Register if host.op_register(n).is_gpr() => {
-                let register = gprs.stand_in(host.op_register(n));
-                host.set_op_register(n, register);
-            }
-            _ => {}
+        if host.op_kind(n) == OpKind::Register && host.op_register(n).is_gpr() {
+            let register = gprs.stand_in(host.op_register(n));
+            host.set_op_register(n, register);
         }
     }
 

@@ -13,9 +13,6 @@ use crate::decode::{Handler, Insn};
 use crate::state::{cr, flag};
 use crate::stop::{Exec, Stop, vector};
 
-#[allow(unused_imports)]
-use super::shim::Shim as _;
-
 /// The executor of an x87 instruction.
 pub(super) fn select(code: Code) -> Option<Handler> {
     Some(match code {

@@ -11,9 +11,6 @@ use crate::decode::{Handler, Insn};
 use crate::state::{State, cr};
 use crate::stop::{Exec, vector};
 
-#[allow(unused_imports)]
-use super::shim::Shim as _;
-
 /// The MXCSR bits that exist: what MXCSR_MASK reports.
 const MXCSR_MASK: u32 = 0xffff;
 const X87: u64 = 1;
@@ -209,7 +206,7 @@ fn registers(cpu: &Cpu) -> usize {
 fn write_components(cpu: &mut Cpu, linear: u64, image: &[u8], parts: &[(usize, usize)]) -> Exec {
     for &(start, end) in parts {
         if end > start {
-            cpu.probe_write(linear.wrapping_add(start as u64), (end - start) as u32)?;
+            cpu.probe_write(linear.wrapping_add(start as u64), (end - start) as u64)?;
         }
     }
     for &(start, end) in parts {
