@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +30,16 @@ class NoMirror(GuestError):
 
 @dataclass(frozen=True)
 class Package:
-    """A package file as apt names it, with its checksum where the mirror gives one."""
+    """A package as apt resolved it."""
 
     name: str
-    file: str
-    checksum: str
+    version: str
+    architecture: str
 
     @property
-    def version(self) -> str:
-        """The version as part of the file's name."""
-        return urllib.parse.unquote(self.file).split("_")[1]
+    def file(self) -> str:
+        """The name that apt gives the file: an epoch's colon is escaped."""
+        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.architecture}.deb"
 
 
 class PackageStore:
@@ -121,12 +120,10 @@ class PackageStore:
 
     def resolve(self, names: Sequence[str]) -> list[Package]:
         """The packages and everything that they depend on."""
-        text = self._run(["-y", "--print-uris", "install", *names], UPDATE_TIMEOUT_S)
-        packages = []
-        for line in text.splitlines():
-            match = re.match(r"'[^']+' (\S+_\S+\.deb) \d+ ?(\S*)", line)
-            if match:
-                packages.append(Package(match[1].split("_")[0], match[1], match[2]))
+        text = self._run(["-y", "--simulate", "install", *names], UPDATE_TIMEOUT_S)
+        # Inst NAME (VERSION ORIGIN... [ARCHITECTURE])
+        lines = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", text, re.MULTILINE)
+        packages = [Package(*line) for line in lines]
         if not packages:
             raise GuestError(f"apt-get found nothing to fetch for {' '.join(names)}")
         return packages
