@@ -11,6 +11,7 @@ pub mod decode;
 pub mod interpreter;
 pub mod memory;
 pub mod mmu;
+pub mod slots;
 pub mod state;
 pub mod stop;
 pub mod vmx;
