@@ -1,35 +1,27 @@
-//! Accesses that end in the APIC-access page (SDM 30.4), on their way to `vmx`.
+//! Accesses that end in the APIC-access page (SDM 30.4): `vmx` decides, this replays what L0 has done.
 
-use super::assist::AccessKind;
 use crate::cpu::Cpu;
 use crate::stop::{Exec, Stop};
-
-/// Basic exit reason (SDM appendix C).
-const APIC_ACCESS: u32 = 44;
+use crate::vmx::ApicAccess;
 
 impl Cpu {
-    pub(super) fn apic_read(&mut self, linear: u64, offset: u64, width: u32) -> Exec<u64> {
-        self.apic_exit(linear, offset, width, AccessKind::Read)
+    pub(super) fn apic_read(&mut self, linear: u64, gpa: u64, width: u32) -> Exec<u64> {
+        self.apic_or_replay(linear, gpa, ApicAccess::Read, width, 0)
     }
 
-    pub(super) fn apic_write(&mut self, linear: u64, offset: u64, width: u32, _data: u64) -> Exec {
-        self.apic_exit(linear, offset, width, AccessKind::Write).map(|_| ())
+    pub(super) fn apic_write(&mut self, linear: u64, gpa: u64, width: u32, data: u64) -> Exec {
+        self.apic_or_replay(linear, gpa, ApicAccess::Write, width, data).map(|_| ())
     }
 
-    pub(super) fn apic_fetch(&mut self, linear: u64, offset: u64) -> Exec<u64> {
-        self.apic_exit(linear, offset, 1, AccessKind::Fetch)
+    pub(super) fn apic_fetch(&mut self, linear: u64, gpa: u64) -> Exec<u64> {
+        self.apic_access(linear, gpa, ApicAccess::Fetch, 1, 0)
     }
 
-    /// APIC-access VM exit (SDM table 28-6): offset, and access type 0 read, 1 write, 2 fetch, 3 while an
-    /// event is delivered.
-    fn apic_exit(&mut self, linear: u64, offset: u64, _width: u32, kind: AccessKind) -> Exec<u64> {
-        let kind = if self.delivering.is_some() { 3 } else { kind as u64 };
-        self.exit = crate::vmx::ExitInfo {
-            reason: APIC_ACCESS,
-            qualification: (offset & 0xfff) | kind << 12,
-            guest_linear: linear,
-            ..Default::default()
-        };
-        Err(Stop::Exit)
+    /// Accesses that do not exit take nothing from the replay.
+    fn apic_or_replay(&mut self, linear: u64, gpa: u64, access: ApicAccess, width: u32, data: u64) -> Exec<u64> {
+        match self.apic_access(linear, gpa, access, width, data) {
+            Err(Stop::Exit) => self.replay_next().ok_or(Stop::Exit),
+            done => done,
+        }
     }
 }

@@ -89,7 +89,7 @@ impl Cpu {
     /// SDM 4.10.4.1 says and selects the address space. `no_flush`: bit 63 of the source of MOV to CR3
     /// with CR4.PCIDE = 1.
     pub fn mmu_cr_written(&mut self, n: u8, old: u64, no_flush: bool) {
-        let vpid = self.mmu.vm.vpid;
+        let vpid = self.ctl.vpid;
         let s = &*self.state;
         match n {
             0 if (s.cr0 ^ old) & cr::CR0_PG != 0 => self.invalidate(Invalidation::Vpid { vpid }),
@@ -112,12 +112,12 @@ impl Cpu {
 
     /// INVLPG: one address in the current PCID, and global translations of it in all.
     pub fn invlpg(&mut self, linear: u64) {
-        self.invalidate(Invalidation::Address { vpid: self.mmu.vm.vpid, linear });
+        self.invalidate(Invalidation::Address { vpid: self.ctl.vpid, linear });
     }
 
     /// INVPCID. #GP(0) for bad types and descriptors (SDM vol. 2); CPL and #UD are the caller's.
     pub fn invpcid(&mut self, kind: u64, pcid: u64, linear: u64) -> Exec {
-        let vpid = self.mmu.vm.vpid;
+        let vpid = self.ctl.vpid;
         let canonical = (linear as i64) << 16 >> 16 == linear as i64;
         let pcid_allowed = self.state.cr4 & cr::CR4_PCIDE != 0 || pcid & 0xfff == 0;
         let bad = match kind {

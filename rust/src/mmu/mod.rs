@@ -19,7 +19,7 @@ mod watch;
 
 pub use assist::{AccessKind, assist_kind};
 pub use invalidate::Invalidation;
-pub use space::{Mmu, VmSpace};
+pub use space::Mmu;
 pub use tlb::{ENTRIES, TlbEntry, View};
 pub use walk::pdpte_valid;
 

@@ -115,9 +115,7 @@ impl Cpu {
             let offset = u64::from(at);
             let piece = match part.target {
                 Target::Bus(pa) => self.memory.bus().read(pa + offset, width),
-                Target::Apic(page_offset) => {
-                    self.apic_read(part.linear.wrapping_add(offset), page_offset + offset, width)?
-                }
+                Target::Apic(gpa) => self.apic_read(part.linear.wrapping_add(offset), gpa + offset, width)?,
                 Target::Denied(denial) => match denial.readable() {
                     // A read-modify-write of a page that may be read: only the write is denied.
                     Some(pa) if modify => load(self, pa + offset, width) as u64,
@@ -146,8 +144,8 @@ impl Cpu {
             let piece = (value >> (8 * at)) as u64 & mask;
             match part.target {
                 Target::Bus(pa) => self.memory.bus().write(pa + offset, width, piece),
-                Target::Apic(page_offset) => {
-                    self.apic_write(part.linear.wrapping_add(offset), page_offset + offset, width, piece)?;
+                Target::Apic(gpa) => {
+                    self.apic_write(part.linear.wrapping_add(offset), gpa + offset, width, piece)?;
                 }
                 Target::Denied(denial) => {
                     if let Denied::Permit(pa) = self.denied_write(denial.advance(offset), width, piece)? {
@@ -261,7 +259,7 @@ impl Cpu {
     pub(super) fn fetch_slow(&mut self, linear: u64) -> Exec<u64> {
         match self.translate(linear, AccessKind::Fetch, self.mmu.code_view)? {
             Target::Ram(pa) | Target::Bus(pa) => Ok(pa),
-            Target::Apic(offset) => self.apic_fetch(linear, offset),
+            Target::Apic(gpa) => self.apic_fetch(linear, gpa),
             Target::Denied(denial) => Err(self.denied_fetch(denial)),
         }
     }

@@ -11,23 +11,6 @@ use crate::state::cr;
 /// Address spaces kept at most; the least recently used one makes room.
 const CONTEXTS: usize = 64;
 
-/// What the VMCS says about addresses, set at VM entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VmSpace {
-    /// EPT pointer; 0 when "enable EPT" is 0.
-    pub eptp: u64,
-    /// VPID; 0 when "enable VPID" is 0 (then VM transitions flush it).
-    pub vpid: u16,
-    /// Host-physical page of virtualized APIC accesses; !0 for none.
-    pub apic_access_pa: u64,
-}
-
-impl Default for VmSpace {
-    fn default() -> Self {
-        Self { eptp: 0, vpid: 0, apic_access_pa: !0 }
-    }
-}
-
 /// Address spaces and their TLBs. The three pointers come first and in this order: translated code loads them.
 #[repr(C)]
 pub struct Mmu {
@@ -45,8 +28,6 @@ pub struct Mmu {
     pub(super) code_view: View,
     /// PDPTE registers of PAE paging. VM entry loads them from the VMCS when EPT is on, VM exit stores them.
     pub pdpte: [u64; 4],
-    /// What the VMCS says.
-    pub(super) vm: VmSpace,
     /// TLB contexts.
     pub(super) contexts: Vec<Box<Context>>,
     /// The context in force.
@@ -73,7 +54,6 @@ impl Default for Mmu {
             implicit_view: View::Supervisor,
             code_view: View::Supervisor,
             pdpte: [0; 4],
-            vm: VmSpace::default(),
             contexts: Vec::new(),
             current: 0,
             clock: 0,
@@ -103,12 +83,6 @@ impl Mmu {
     pub(super) fn code_entry(&self, linear: u64) -> &TlbEntry {
         // SAFETY: as above.
         unsafe { &*self.code.add(slot(linear)) }
-    }
-
-    /// What the VMCS says about addresses.
-    #[must_use]
-    pub fn vm_space(&self) -> VmSpace {
-        self.vm
     }
 
     /// Makes the context of `key` the current one.
@@ -146,12 +120,10 @@ impl Mmu {
 }
 
 impl Cpu {
-    /// Sets what the VMCS says about addresses and selects the address space. With VPID disabled this is a
-    /// VM transition that flushes linear and combined mappings of VPID 0 (SDM 29.4.3.1). Call at VM entry,
-    /// after the guest state is loaded.
-    pub fn mmu_enter(&mut self, vm: VmSpace) {
-        self.mmu.vm = vm;
-        if vm.vpid == 0 {
+    /// At VM entry, when `ctl` and the guest state are loaded: selects the address space. With VPID disabled
+    /// a VM transition flushes linear and combined mappings of VPID 0 (SDM 29.4.3.1).
+    pub fn mmu_enter(&mut self) {
+        if self.ctl.vpid == 0 {
             self.invalidate(super::Invalidation::Vpid { vpid: 0 });
         }
         self.mmu_debug_changed();
@@ -174,7 +146,7 @@ impl Cpu {
             | bit(s.efer & cr::EFER_NXE != 0, 6)
             | bit(s.efer & cr::EFER_LMA != 0, 7)
             | bit(s.cr4 & cr::CR4_PGE != 0, 8);
-        let key = Key { eptp: self.mmu.vm.eptp, vpid: self.mmu.vm.vpid, pcid, bits: if pg { bits } else { 0 } };
+        let key = Key { eptp: self.ctl.ept_pointer, vpid: self.ctl.vpid, pcid, bits: if pg { bits } else { 0 } };
         self.mmu.select(key);
         self.mmu.ept.select(key.eptp);
         self.mmu_view_changed();

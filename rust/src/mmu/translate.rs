@@ -34,7 +34,7 @@ pub enum Target {
     Ram(u64),
     /// The bus, by host-physical address.
     Bus(u64),
-    /// The APIC-access page, by offset.
+    /// The APIC-access page, by guest-physical address.
     Apic(u64),
     /// EPT denies it.
     Denied(Denial),
@@ -65,8 +65,8 @@ impl Cpu {
             Ok(hit) => hit,
             Err(miss) => return Ok(self.denied(miss, gpa, linear, kind)),
         };
-        if hit.host_page == self.mmu.vm.apic_access_pa {
-            return Ok(Target::Apic(linear & 0xfff));
+        if hit.host_page == self.ctl.apic_access_pa {
+            return Ok(Target::Apic(gpa));
         }
         let pa = hit.host_page | (linear & 0xfff);
         if !self.memory.contains(hit.host_page, 4096) {

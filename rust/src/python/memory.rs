@@ -211,7 +211,9 @@ impl PyMemory {
         if pa < self.inner.ram_size() || (pa | length) % 8 != 0 {
             return Err(PyValueError::new_err(format!("{pa:#x} is not a range of 64-bit slots in the pool")));
         }
-        Window { memory: Arc::clone(&self.inner), pa, length, writable: true }.memoryview(py)?.call_method1("cast", ("Q",))
+        Window { memory: Arc::clone(&self.inner), pa, length, writable: true }
+            .memoryview(py)?
+            .call_method1("cast", ("Q",))
     }
 
     /// Flags of the page of `pa`: 1 dirty, 2 holds decoded code, 4 writable without notice.
