@@ -3,7 +3,10 @@
 //! `run` is the loop; `select` chooses handlers; the integer groups, `system` and `vector` are the handlers.
 //! `Cpu` helpers for operands are in `operand`, the stack's in `stack`.
 
+pub mod alu;
 pub mod events;
+pub mod mov;
+pub mod native;
 pub mod operand;
 mod run;
 pub mod select;
@@ -11,11 +14,25 @@ pub(crate) mod shim;
 pub mod system;
 pub mod vector;
 
-use iced_x86::Instruction;
+use iced_x86::{CpuidFeature, Instruction};
 
 use crate::decode::Handler;
 
 /// Asks the integer groups.
-fn select_integer(_i: &Instruction) -> Option<Handler> {
-    None
+fn select_integer(i: &Instruction) -> Option<Handler> {
+    alu::select(i).or_else(|| mov::select(i))
+}
+
+/// Whether the host runs the instructions of a feature that handlers use.
+fn host_has(feature: CpuidFeature) -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    match feature {
+        CpuidFeature::ADX => has!("adx"),
+        CpuidFeature::BMI1 => has!("bmi1"),
+        CpuidFeature::BMI2 => has!("bmi2"),
+        CpuidFeature::LZCNT => has!("lzcnt"),
+        CpuidFeature::POPCNT => has!("popcnt"),
+        CpuidFeature::SSE4_2 => has!("sse4.2"),
+        _ => false,
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::cpu::Cpu;
 use crate::memory::Memory;
+use crate::interpreter::operand::Word;
 use crate::stop::{Exec, Stop};
 
 pub trait PendingCpu {
@@ -18,6 +19,21 @@ pub trait PendingCpu {
         0
     }
     fn service_shootdown(&mut self) {}
+    fn read<T: Word>(&mut self, _linear: u64) -> Exec<T> {
+        Err(Stop::Missing)
+    }
+    fn write<T: Word>(&mut self, _linear: u64, _value: T) -> Exec {
+        Err(Stop::Missing)
+    }
+    fn update<T: Word>(&mut self, _linear: u64, _lock: bool, _f: impl FnMut(T) -> Option<T>) -> Exec<T> {
+        Err(Stop::Missing)
+    }
+    fn update128(&mut self, _linear: u64, _f: impl FnMut(u128) -> Option<u128>) -> Exec<u128> {
+        Err(Stop::Missing)
+    }
+    fn check_primary(&mut self, _bit: u32, _reason: u32, _qualification: u64) -> Exec {
+        Ok(())
+    }
 }
 
 impl PendingCpu for Cpu {}
