@@ -163,8 +163,14 @@ fn build(iced: Instruction, bits: Bits) -> Insn {
                 insn.seg = segment(i, bits);
             }
             OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => insn.seg = segment(i, bits),
-            OpKind::NearBranch16 => insn.imm = u64::from(i.near_branch16()).wrapping_sub(i.len() as u64),
-            OpKind::NearBranch32 => insn.imm = u64::from(i.near_branch32()).wrapping_sub(i.len() as u64),
+            OpKind::NearBranch16 => {
+                insn.imm = u64::from(i.near_branch16()).wrapping_sub(i.len() as u64);
+                insn.address_mask = 0xffff;
+            }
+            OpKind::NearBranch32 => {
+                insn.imm = u64::from(i.near_branch32()).wrapping_sub(i.len() as u64);
+                insn.address_mask = 0xffff_ffff;
+            }
             OpKind::NearBranch64 => insn.imm = i.near_branch64().wrapping_sub(i.len() as u64),
             OpKind::FarBranch16 | OpKind::FarBranch32 => {}
             _ => {

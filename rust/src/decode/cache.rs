@@ -8,10 +8,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Insn;
-use super::build::{Decoded, decode_block, decode_one};
+use super::build::{Decoded as DecodedInsn, decode_block, decode_one};
 use crate::cpu::Bits;
-#[allow(unused_imports)]
-use crate::interpreter::shim::PendingMemory as _;
 use crate::memory::Memory;
 
 const PAGE: u64 = 4096;
@@ -76,59 +74,84 @@ impl Block {
         self.bytes.len() as u64
     }
 
-    fn empty(host_pa: u64, second_pa: u64, bits: Bits) -> Self {
+    fn new(decoded: Decoded, memory: &Memory) -> Self {
+        let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
-            host_pa,
-            second_pa,
-            bits,
-            ip_mask: if bits == Bits::B64 { !0 } else { 0xffff_ffff },
-            chained: false,
-            insns: Vec::new(),
+            host_pa: decoded.host_pa,
+            second_pa: decoded.second_pa,
+            bits: decoded.bits,
+            ip_mask: if decoded.bits == Bits::B64 { !0 } else { 0xffff_ffff },
+            chained: decoded.chained,
+            insns: decoded.insns,
             links: [(!0, std::ptr::null_mut()); 2],
-            bytes: Vec::new(),
-            version: Version { now: &raw const NO_VERSION, then: 0 },
-            second_version: Version { now: &raw const NO_VERSION, then: 0 },
+            bytes: decoded.bytes,
+            version: now(decoded.host_pa, decoded.versions[0]),
+            second_version: if decoded.second_pa == ONE_PAGE {
+                Version { now: &raw const NO_VERSION, then: 0 }
+            } else {
+                now(decoded.second_pa, decoded.versions[1])
+            },
         }
+    }
+}
+
+/// What decoding found: a block that is not in a cache yet.
+pub struct Decoded {
+    host_pa: u64,
+    second_pa: u64,
+    bits: Bits,
+    insns: Vec<Insn>,
+    bytes: Vec<u8>,
+    chained: bool,
+    /// Code versions of the two pages when they were marked as code.
+    pub versions: [u32; 2],
+}
+
+impl Decoded {
+    /// Length in bytes.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
-    /// Reads the code again and decodes it if it changed.
-    fn refresh(&mut self, memory: &Memory, versions: [u32; 2]) {
-        self.version = Version { now: memory.code_version_cell(self.host_pa), then: versions[0] };
-        if self.second_pa != ONE_PAGE {
-            self.second_version = Version { now: memory.code_version_cell(self.second_pa), then: versions[1] };
-        }
-        let bytes = self.read_code(memory);
-        let same = !self.insns.is_empty() && bytes.starts_with(&self.bytes);
-        if same {
-            return;
-        }
-        self.links = [(!0, std::ptr::null_mut()); 2];
-        if self.second_pa == ONE_PAGE {
-            let (insns, len, chained) = decode_block(&bytes, self.bits);
-            self.insns = insns;
-            self.chained = chained;
-            self.bytes = bytes[..len].to_vec();
-        } else {
-            self.insns.clear();
-            self.chained = false;
-            if let Decoded::Insn(insn) = decode_one(&bytes, self.bits) {
-                self.bytes = bytes[..usize::from(insn.len).min(bytes.len())].to_vec();
-                self.insns.push(insn);
-            }
-        }
+    /// Memory still holds these bytes (of a block in one page).
+    #[must_use]
+    pub fn matches(&self, memory: &Memory) -> bool {
+        same_bytes(memory, self.host_pa, &self.bytes)
     }
+}
 
-    /// The bytes from the start of the block to the end of its page (or 15, across two pages).
-    fn read_code(&self, memory: &Memory) -> Vec<u8> {
-        let mut bytes = vec![0; (PAGE - self.host_pa % PAGE) as usize];
-        memory.read_bytes(self.host_pa, &mut bytes);
-        if self.second_pa != ONE_PAGE {
-            let first = bytes.len();
-            bytes.resize(15.max(first), 0);
-            memory.read_bytes(self.second_pa, &mut bytes[first..]);
-        }
-        bytes
-    }
+fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
+    let mut now = vec![0; bytes.len()];
+    memory.read_bytes(host_pa, &mut now);
+    now == bytes
+}
+
+/// Decodes the block at `host_pa`; `None` if its first instruction goes on in the next page.
+#[must_use]
+pub fn in_page(memory: &Memory, host_pa: u64, bits: Bits) -> Option<Decoded> {
+    let mut bytes = vec![0; (PAGE - host_pa % PAGE) as usize];
+    memory.read_bytes(host_pa, &mut bytes);
+    let (insns, len, chained) = decode_block(&bytes, bits);
+    bytes.truncate(len);
+    let block = Decoded { host_pa, second_pa: ONE_PAGE, bits, insns, bytes, chained, versions: [0; 2] };
+    (!block.insns.is_empty()).then_some(block)
+}
+
+/// Decodes the one instruction that begins at the first address and goes on at the second.
+#[must_use]
+pub fn across(memory: &Memory, [host_pa, second_pa]: [u64; 2], versions: [u32; 2], bits: Bits) -> Decoded {
+    let first = ((PAGE - host_pa % PAGE) as usize).min(15);
+    let mut bytes = vec![0; 15];
+    memory.read_bytes(host_pa, &mut bytes[..first]);
+    memory.read_bytes(second_pa, &mut bytes[first..]);
+    // With 15 bytes the decoder always comes to an end.
+    let insns = match decode_one(&bytes, bits) {
+        DecodedInsn::Insn(insn) => vec![insn],
+        DecodedInsn::Truncated => Vec::new(),
+    };
+    bytes.truncate(insns.first().map_or(15, |i| usize::from(i.len)));
+    Decoded { host_pa, second_pa, bits, insns, bytes, chained: false, versions }
 }
 
 /// Block cache of one core.
@@ -162,8 +185,8 @@ fn key(host_pa: u64, bits: Bits) -> u64 {
 }
 
 impl BlockCache {
-    /// The block at `host_pa`, fresh, or null when it must be made with [`BlockCache::make`]. For a block that
-    /// crosses its page the caller compares `second_pa`.
+    /// The block at `host_pa`, fresh, or null. It may be stale; for a block that crosses its page the mapping may
+    /// have changed too.
     #[inline]
     pub fn find(&mut self, host_pa: u64, bits: Bits) -> *mut Block {
         let key = key(host_pa, bits);
@@ -178,44 +201,43 @@ impl BlockCache {
         block
     }
 
-    /// Decodes the block at `host_pa`, or brings the one that is there up to date.
-    ///
-    /// `second_pa` is [`ONE_PAGE`] or where the page that follows in linear memory begins. Null: the first
-    /// instruction goes on in the next page, so call again with `second_pa`. `versions` are the code versions
-    /// of the pages, taken when they were marked as code.
-    #[cold]
-    pub fn make(
-        &mut self,
-        memory: &Memory,
-        [host_pa, second_pa]: [u64; 2],
-        versions: [u32; 2],
-        bits: Bits,
-    ) -> *mut Block {
-        let key = key(host_pa, bits);
+    /// Length in bytes of a cached block of one page, to be marked as code again before
+    /// [`BlockCache::renew`].
+    #[must_use]
+    pub fn stale_length(&self, host_pa: u64, bits: Bits) -> Option<u64> {
+        let block = *self.by_key.get(&key(host_pa, bits))?;
+        // SAFETY: blocks in `by_key` are alive.
+        let block = unsafe { &*block };
+        (block.second_pa == ONE_PAGE).then(|| block.byte_len())
+    }
+
+    /// The cached block at `host_pa` under a new code version, if memory still holds its bytes.
+    pub fn renew(&mut self, memory: &Memory, host_pa: u64, bits: Bits, version: u32) -> Option<*mut Block> {
+        let block = *self.by_key.get(&key(host_pa, bits))?;
+        // SAFETY: as above; between blocks nobody else holds a reference.
+        let b = unsafe { &mut *block };
+        if !same_bytes(memory, host_pa, &b.bytes) {
+            return None;
+        }
+        b.version.then = version;
+        Some(block)
+    }
+
+    /// Puts a block in, in place of the one at its address.
+    pub fn insert(&mut self, memory: &Memory, decoded: Decoded) -> *mut Block {
         self.decoded += 1;
-        if let Some(&block) = self.by_key.get(&key) {
-            // SAFETY: blocks in `by_key` are owned by `all`; nobody else holds a reference between blocks.
-            let block = unsafe { &mut *block };
-            if block.second_pa != second_pa {
-                block.second_pa = second_pa;
-                block.insns.clear();
-            }
-            block.refresh(memory, versions);
-            if block.insns.is_empty() {
-                return std::ptr::null_mut();
-            }
-            return block;
+        let key = key(decoded.host_pa, decoded.bits);
+        let block = Block::new(decoded, memory);
+        if let Some(&old) = self.by_key.get(&key) {
+            // SAFETY: as above; the address stays, so links to it stay good.
+            unsafe { *old = block };
+            return old;
         }
         if self.insns > MAX_CACHED_INSNS {
             self.clear();
         }
-        let mut block = Box::new(Block::empty(host_pa, second_pa, bits));
-        block.refresh(memory, versions);
-        if block.insns.is_empty() {
-            return std::ptr::null_mut();
-        }
         self.insns += block.insns.len();
-        let pointer = Box::into_raw(block);
+        let pointer = Box::into_raw(Box::new(block));
         self.all.push(pointer);
         self.by_key.insert(key, pointer);
         pointer

@@ -14,7 +14,7 @@ use crate::cpu::Cpu;
 use crate::stop::Exec;
 
 pub use build::{MAX_INSNS, decode_one};
-pub use cache::{Block, BlockCache, ONE_PAGE};
+pub use cache::{Block, BlockCache, Decoded, ONE_PAGE, across, in_page};
 
 /// An instruction's executor. On success the run loop moves `rip` to `cpu.next_rip` and counts it retired.
 ///
@@ -36,7 +36,8 @@ pub struct Insn {
     pub imm: u64,
     /// Memory operand: displacement (RIP-relative: from the start of the instruction).
     pub disp: u64,
-    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0). Also set for string instructions.
+    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0). Also set for string instructions,
+    /// and for near branches, where it is the operand size's.
     pub address_mask: u64,
     /// Length in bytes, 1 to 15.
     pub len: u8,

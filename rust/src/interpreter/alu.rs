@@ -5,8 +5,6 @@
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 use super::native::{Bmi, Native};
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::Exec;
@@ -99,7 +97,7 @@ fn reg_imm<O: Binary, T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn reg_mem<O: Binary, T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, false)?;
+    let linear = cpu.mem(insn, T::BYTES, false)?;
     let b = cpu.read::<T>(linear)?;
     let (v, f) = O::run(cpu.reg::<T>(insn.r[0]), b, cpu.state.rflags);
     cpu.state.rflags = f;
@@ -111,7 +109,7 @@ fn reg_mem<O: Binary, T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 #[inline(always)]
 fn to_mem<O: Binary, T: Native>(cpu: &mut Cpu, insn: &Insn, b: T, lock: bool) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, O::STORES)?;
+    let linear = cpu.mem(insn, T::BYTES, O::STORES)?;
     let before = cpu.state.rflags;
     let mut after = before;
     if O::STORES {
@@ -144,7 +142,7 @@ fn reg_one<O: Unary, T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn mem_one<O: Unary, T: Native, const LOCK: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let before = cpu.state.rflags;
     let mut after = before;
     cpu.update::<T>(linear, LOCK, |a| {
@@ -272,7 +270,7 @@ fn adx_reg<T: Bmi, const O: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn adx_mem<T: Bmi, const O: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, false)?;
+    let linear = cpu.mem(insn, T::BYTES, false)?;
     let b = cpu.read::<T>(linear)?;
     adx::<T, O>(cpu, insn, b)
 }

@@ -6,8 +6,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::alu::{by_width, width};
 use super::native::Native;
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::state::{flag, gpr};
@@ -25,7 +23,7 @@ fn xadd_reg<T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn xadd_mem<T: Native, const LOCK: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let b = cpu.reg::<T>(insn.r[1]);
     let before = cpu.state.rflags;
     let mut after = before;
@@ -52,7 +50,7 @@ fn cmpxchg_reg<T: Native>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn cmpxchg_mem<T: Native, const LOCK: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let (new, expected) = (cpu.reg::<T>(insn.r[1]), cpu.reg::<T>(AX));
     let old = cpu.update::<T>(linear, LOCK, |a| (a == expected).then_some(new))?;
     cpu.state.rflags = T::sub(expected, old, cpu.state.rflags).1;

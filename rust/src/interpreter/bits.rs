@@ -7,8 +7,6 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use super::alu::{Form, by_dword, by_wide, by_width, form, width};
 use super::native::{self, Bmi, Extended, Native};
 use super::operand::Word;
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::Exec;
@@ -56,11 +54,11 @@ fn bit_mem<O: BitTest, T: Native, const IMM: bool, const LOCK: bool>(cpu: &mut C
         T::of(insn.imm)
     } else {
         let b = cpu.reg::<T>(insn.r[1]);
-        let operand = b.i64() >> (T::SIZE * 8).trailing_zeros();
-        offset = offset.wrapping_add((operand as u64).wrapping_mul(u64::from(T::SIZE))) & insn.address_mask;
+        let operand = b.i64() >> (T::BYTES * 8).trailing_zeros();
+        offset = offset.wrapping_add((operand as u64).wrapping_mul(u64::from(T::BYTES))) & insn.address_mask;
         b
     };
-    let linear = cpu.segmented(insn.seg, offset, T::SIZE, O::STORES)?;
+    let linear = cpu.segmented(insn.seg, offset, T::BYTES, O::STORES)?;
     let before = cpu.state.rflags;
     let mut after = before;
     if O::STORES {
@@ -93,7 +91,7 @@ fn select_bit<O: BitTest>(i: &Instruction) -> Option<Handler> {
 #[inline(always)]
 fn source<T: Word, const MEM: bool>(cpu: &mut Cpu, insn: &Insn, n: usize) -> Exec<T> {
     if MEM {
-        let linear = cpu.mem(insn, T::SIZE, false)?;
+        let linear = cpu.mem(insn, T::BYTES, false)?;
         cpu.read::<T>(linear)
     } else {
         Ok(cpu.reg::<T>(insn.r[n]))
@@ -214,9 +212,9 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         M::Pext => needs(CpuidFeature::BMI2).and_then(|()| pick!(by_dword, pext, 2)),
         M::Crc32 => {
             let w = width(i, 1);
-            needs(CpuidFeature::SSE4_2).and_then(
-                |()| if memory(1) { by_width!(w, crc32, [], [true]) } else { by_width!(w, crc32, [], [false]) },
-            )
+            needs(CpuidFeature::SSE4_2).and_then(|()| {
+                if memory(1) { by_width!(w, crc32, [], [true]) } else { by_width!(w, crc32, [], [false]) }
+            })
         }
         _ => None,
     }

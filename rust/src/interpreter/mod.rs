@@ -3,14 +3,21 @@
 //! `run` is the loop; `select` chooses handlers; the integer groups, `system` and `vector` are the handlers.
 //! `Cpu` helpers for operands are in `operand`, the stack's in `stack`.
 
-pub mod alu;
+mod alu;
+mod atomics;
+mod bits;
+mod branch;
+mod decimal;
 pub mod events;
-pub mod mov;
+mod mov;
+mod muldiv;
 pub mod native;
 pub mod operand;
 mod run;
 pub mod select;
-pub(crate) mod shim;
+mod shift;
+mod stack;
+mod string;
 pub mod system;
 pub mod vector;
 
@@ -20,7 +27,16 @@ use crate::decode::Handler;
 
 /// Asks the integer groups.
 fn select_integer(i: &Instruction) -> Option<Handler> {
-    alu::select(i).or_else(|| mov::select(i))
+    alu::select(i)
+        .or_else(|| mov::select(i))
+        .or_else(|| branch::select(i))
+        .or_else(|| stack::select(i))
+        .or_else(|| shift::select(i))
+        .or_else(|| muldiv::select(i))
+        .or_else(|| bits::select(i))
+        .or_else(|| atomics::select(i))
+        .or_else(|| string::select(i))
+        .or_else(|| decimal::select(i))
 }
 
 /// Whether the host runs the instructions of a feature that handlers use.

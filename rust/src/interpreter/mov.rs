@@ -8,8 +8,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::alu::{Form, by_dword, by_wide, by_width, form, width};
 use super::native::bswap16;
 use super::operand::Word;
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Handler, Insn};
 use crate::state::{flag, gpr};
@@ -27,20 +25,20 @@ fn mov_ri<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn mov_rm<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, false)?;
+    let linear = cpu.mem(insn, T::BYTES, false)?;
     let v = cpu.read::<T>(linear)?;
     cpu.set_reg(insn.r[0], v);
     Ok(())
 }
 
 fn mov_mr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let v = cpu.reg::<T>(insn.r[1]);
     cpu.write(linear, v)
 }
 
 fn mov_mi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     cpu.write(linear, T::of(insn.imm))
 }
 
@@ -51,7 +49,7 @@ fn extend_r<D: Word, S: Word, const SIGNED: bool>(cpu: &mut Cpu, insn: &Insn) ->
 }
 
 fn extend_m<D: Word, S: Word, const SIGNED: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, S::SIZE, false)?;
+    let linear = cpu.mem(insn, S::BYTES, false)?;
     let v = cpu.read::<S>(linear)?;
     cpu.set_reg(insn.r[0], if SIGNED { D::of(v.i64() as u64) } else { D::of(v.u64()) });
     Ok(())
@@ -92,7 +90,7 @@ fn xchg_rr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// XCHG with memory locks without being told to. The register is the operand that is not memory.
 fn xchg_mem<T: Word, const REG: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let v = cpu.reg::<T>(insn.r[REG]);
     let old = cpu.update::<T>(linear, true, |_| Some(v))?;
     cpu.set_reg(insn.r[REG], old);
@@ -131,14 +129,14 @@ fn bswap_16(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn movbe_load<T: Swap>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, false)?;
+    let linear = cpu.mem(insn, T::BYTES, false)?;
     let v = cpu.read::<T>(linear)?;
     cpu.set_reg(insn.r[0], v.swap());
     Ok(())
 }
 
 fn movbe_store<T: Swap>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let v = cpu.reg::<T>(insn.r[1]);
     cpu.write(linear, v.swap())
 }
@@ -221,7 +219,7 @@ fn cmov_r<T: Word, const CC: u8>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// The memory operand is read, and can fault, also when nothing moves.
 fn cmov_m<T: Word, const CC: u8>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, false)?;
+    let linear = cpu.mem(insn, T::BYTES, false)?;
     let v = cpu.read::<T>(linear)?;
     let old = cpu.reg::<T>(insn.r[0]);
     cpu.set_reg(insn.r[0], if condition::<CC>(cpu.state.rflags) { v } else { old });
@@ -329,7 +327,11 @@ fn cache_line(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// RDPID: IA32_TSC_AUX.
 fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let v = cpu.state.tsc_aux & 0xffff_ffff;
-    if cpu.mode.bits == Bits::B64 { cpu.set_reg(insn.r[0], v) } else { cpu.set_reg(insn.r[0], v as u32) }
+    if cpu.mode.bits == Bits::B64 {
+        cpu.set_reg(insn.r[0], v)
+    } else {
+        cpu.set_reg(insn.r[0], v as u32)
+    }
     Ok(())
 }
 

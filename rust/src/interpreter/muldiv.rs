@@ -7,8 +7,6 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use super::alu::{by_dword, by_wide, by_width, width};
 use super::native::Native;
 use super::operand::Word;
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::{Exec, vector};
@@ -20,7 +18,7 @@ const DX: u8 = 16;
 #[inline(always)]
 fn source<T: Word, const MEM: bool>(cpu: &mut Cpu, insn: &Insn, n: usize) -> Exec<T> {
     if MEM {
-        let linear = cpu.mem(insn, T::SIZE, false)?;
+        let linear = cpu.mem(insn, T::BYTES, false)?;
         cpu.read::<T>(linear)
     } else {
         Ok(cpu.reg::<T>(insn.r[n]))
@@ -32,8 +30,8 @@ fn multiply<T: Native, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, insn:
     let b = source::<T, MEM>(cpu, insn, 0)?;
     let (low, high, f) = T::multiply::<SIGNED>(cpu.reg::<T>(AX), b, cpu.state.rflags);
     cpu.state.rflags = f;
-    if T::SIZE == 1 {
-        cpu.set_reg(AX, high.u64() as u16 * 256 | low.u64() as u16);
+    if T::BYTES == 1 {
+        cpu.set_reg(AX, (high.u64() << 8 | low.u64()) as u16);
     } else {
         cpu.set_reg(AX, low);
         cpu.set_reg(DX, high);
@@ -50,7 +48,7 @@ fn overflows<T: Word, const SIGNED: bool>(high: T, low: T, by: T) -> bool {
     if !SIGNED {
         return high.u64() >= by.u64();
     }
-    let bits = T::SIZE * 8;
+    let bits = T::BYTES * 8;
     let dividend = i128::from(high.i64()) << bits | i128::from(low.u64());
     let quotient = dividend.wrapping_div(i128::from(by.i64()));
     let half = 1_i128 << (bits - 1);
@@ -60,14 +58,14 @@ fn overflows<T: Word, const SIGNED: bool>(high: T, low: T, by: T) -> bool {
 fn divide<T: Native, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let by = source::<T, MEM>(cpu, insn, 0)?;
     let low = cpu.reg::<T>(AX);
-    let high = if T::SIZE == 1 { T::of(u64::from(cpu.reg::<u8>(AX + 1))) } else { cpu.reg::<T>(DX) };
+    let high = if T::BYTES == 1 { T::of(u64::from(cpu.reg::<u8>(AX + 1))) } else { cpu.reg::<T>(DX) };
     if overflows::<T, SIGNED>(high, low, by) {
         return Err(cpu.raise(vector::DE, None));
     }
     let (quotient, rest, f) = T::divide::<SIGNED>(high, low, by, cpu.state.rflags);
     cpu.state.rflags = f;
-    if T::SIZE == 1 {
-        cpu.set_reg(AX, rest.u64() as u16 * 256 | quotient.u64() as u16);
+    if T::BYTES == 1 {
+        cpu.set_reg(AX, (rest.u64() << 8 | quotient.u64()) as u16);
     } else {
         cpu.set_reg(AX, quotient);
         cpu.set_reg(DX, rest);

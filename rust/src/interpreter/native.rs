@@ -141,10 +141,10 @@ macro_rules! common {
         #[inline(always)]
         fn shift<const N: u8>(mut a: Self, count: u8, f: u64) -> (Self, u64) {
             macro_rules! by {
-                ($op:literal) => {
-                    flags_in_out!(f, concat!($op, " {a", $m, "}, cl"), a = inout($class) a, in("cl") count)
-                };
-            }
+                        ($op:literal) => {
+                            flags_in_out!(f, concat!($op, " {a", $m, "}, cl"), a = inout($class) a, in("cl") count)
+                        };
+                    }
             let f = match N {
                 0 => by!("rol"),
                 1 => by!("ror"),
@@ -387,8 +387,10 @@ pub fn crc32<T: Word>(crc: u32, data: T) -> u32 {
     let mut crc = u64::from(crc);
     // SAFETY: registers only; the caller offers it on hosts with SSE4.2.
     unsafe {
-        match T::SIZE {
-            1 => asm!("crc32 {c:e}, {d}", c = inout(reg) crc, d = in(reg_byte) data.u64() as u8, options(pure, nomem, nostack)),
+        match T::BYTES {
+            1 => {
+                asm!("crc32 {c:e}, {d}", c = inout(reg) crc, d = in(reg_byte) data.u64() as u8, options(pure, nomem, nostack))
+            }
             2 => asm!("crc32 {c:e}, {d:x}", c = inout(reg) crc, d = in(reg) data.u64(), options(pure, nomem, nostack)),
             4 => asm!("crc32 {c:e}, {d:e}", c = inout(reg) crc, d = in(reg) data.u64(), options(pure, nomem, nostack)),
             _ => asm!("crc32 {c:r}, {d:r}", c = inout(reg) crc, d = in(reg) data.u64(), options(pure, nomem, nostack)),

@@ -8,9 +8,9 @@ use crate::state::State;
 use crate::stop::{Exec, vector};
 
 /// A general-purpose operand: u8, u16, u32, u64.
-pub trait Word: Copy + Default + Eq + Ord + 'static {
+pub trait Word: crate::memory::Int + Eq + Ord + 'static {
     /// Bytes.
-    const SIZE: u32 = size_of::<Self>() as u32;
+    const BYTES: u32 = size_of::<Self>() as u32;
     /// Truncates.
     fn of(v: u64) -> Self;
     /// Zero-extends.

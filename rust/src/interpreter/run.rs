@@ -7,11 +7,9 @@ use std::sync::atomic::Ordering;
 
 use iced_x86::Mnemonic;
 
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::clock::Clock;
 use crate::cpu::{Bits, Cpu, attention};
-use crate::decode::{Block, BlockCache, Insn, ONE_PAGE};
+use crate::decode::{self, Block, BlockCache, Insn, ONE_PAGE};
 use crate::state::{flag, seg};
 use crate::stop::{Exec, Stop, vector};
 
@@ -26,8 +24,14 @@ impl Cpu {
     /// (`Stop::Missing`), or the deadline in nanoseconds of the core's clock (`Stop::Again`). Under virtual
     /// time the deadline is met exactly: one instruction is one nanosecond.
     pub fn run(&mut self, deadline: u64) -> Stop {
+        self.mmu_run_begin();
         self.boundary = true;
-        self.replay_cursor = 0;
+        let stop = self.run_until(deadline);
+        self.mmu_run_end();
+        stop
+    }
+
+    fn run_until(&mut self, deadline: u64) -> Stop {
         loop {
             let now = self.clock.now(self.state.retired);
             if now >= deadline {
@@ -140,7 +144,7 @@ impl Cpu {
                     self.fault.vector = vector::SS;
                 }
                 let event = self.fault;
-                self.forget_replay();
+                self.replay_end();
                 match self.deliver(event) {
                     Ok(()) | Err(Stop::Again) => Ok(()),
                     Err(stop) => Err(stop),
@@ -161,14 +165,15 @@ impl Cpu {
             self.service_shootdown();
         }
         // An instruction that waits for the results of its device accesses goes on with no event between.
-        let replaying = self.state.replay_count != 0 || self.state.assist_done != 0;
-        if !replaying {
+        if !self.replaying() {
             match self.pending_event() {
                 Ok(()) => {}
                 Err(Stop::Again) => return Ok(()),
                 Err(stop) => return self.stopped(stop, None),
             }
         }
+        // For REP: whether this boundary's reason is there at the next one too.
+        self.boundary = self.events_flagged();
         let done = self.find_block(self.code_linear()).map_err(|stop| (stop, None)).and_then(|block| {
             // SAFETY: as in `slice`.
             let block = unsafe { &*block };
@@ -180,7 +185,7 @@ impl Cpu {
         });
         match done {
             Ok(()) => {
-                self.forget_replay();
+                self.replay_end();
                 self.boundary = self.events_flagged();
                 Ok(())
             }
@@ -213,12 +218,6 @@ impl Cpu {
             self.state.pending_debug |= BS;
         }
         done
-    }
-
-    fn forget_replay(&mut self) {
-        self.state.replay_count = 0;
-        self.state.assist_done = 0;
-        self.replay_cursor = 0;
     }
 
     /// Linear address of the next instruction.
@@ -279,34 +278,64 @@ impl Cpu {
         if !block.is_null() {
             // SAFETY: `find` returns null or a live block.
             let b = unsafe { &*block };
-            if !BlockCache::stale(b) && !b.insns.is_empty() && b.second_pa == ONE_PAGE {
-                return Ok(block);
+            if !BlockCache::stale(b) && !b.insns.is_empty() {
+                if b.second_pa == ONE_PAGE {
+                    return Ok(block);
+                }
+                let second_pa = b.second_pa;
+                if self.fetch_next_page(linear)? == second_pa {
+                    return Ok(block);
+                }
             }
         }
         self.make_block(linear, host_pa)
     }
 
+    /// Decodes the block at `linear`, or brings the one that is cached up to date.
     #[cold]
     fn make_block(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
+        let bits = self.mode.bits;
         let memory = std::sync::Arc::clone(&self.memory);
-        let version = self.mark_code(host_pa);
-        let block = self.blocks.make(&memory, [host_pa, ONE_PAGE], [version, 0], self.mode.bits);
-        if !block.is_null() {
-            return Ok(block);
+        if let Some(len) = self.blocks.stale_length(host_pa, bits) {
+            // Something near it was written, often only data: the same bytes need no decoding.
+            let version = self.mark_code_range(host_pa, len);
+            if let Some(block) = self.blocks.renew(&memory, host_pa, bits, version) {
+                return Ok(block);
+            }
         }
-        // The instruction goes on in the next page: a fault there is reported at its first byte.
+        // The bytes are read once more after they are marked: a write in between is seen then.
+        for _ in 0..100 {
+            let Some(mut decoded) = decode::in_page(&memory, host_pa, bits) else {
+                return self.make_crossing(linear, host_pa);
+            };
+            decoded.versions[0] = self.mark_code_range(host_pa, decoded.byte_len());
+            if decoded.matches(&memory) {
+                return Ok(self.blocks.insert(&memory, decoded));
+            }
+        }
+        Err(Stop::Again)
+    }
+
+    /// Host-physical address of the page after that of `linear`, for an instruction that goes on there.
+    fn fetch_next_page(&mut self, linear: u64) -> Exec<u64> {
         let mut next = (linear | (PAGE - 1)).wrapping_add(1);
         if self.mode.bits != Bits::B64 {
-            let left = PAGE - linear % PAGE;
-            if self.beyond_limit(left + 1) {
+            if self.beyond_limit(PAGE - linear % PAGE + 1) {
                 return Err(self.gp0());
             }
             next &= 0xffff_ffff;
         }
-        let second_pa = self.fetch(next)?;
-        let versions = [version, self.mark_code(second_pa)];
-        let block = self.blocks.make(&memory, [host_pa, second_pa], versions, self.mode.bits);
-        if block.is_null() { Err(Stop::Missing) } else { Ok(block) }
+        self.fetch(next)
+    }
+
+    /// Decodes the instruction at `linear` that goes on in the next page. A fault there is reported at that
+    /// page's first byte.
+    fn make_crossing(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
+        let second_pa = self.fetch_next_page(linear)?;
+        let memory = std::sync::Arc::clone(&self.memory);
+        let versions = [self.mark_code(host_pa), self.mark_code_range(second_pa, 15)];
+        let decoded = decode::across(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        Ok(self.blocks.insert(&memory, decoded))
     }
 }
 

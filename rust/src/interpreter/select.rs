@@ -23,7 +23,8 @@ pub fn offered(i: &Instruction) -> bool {
 
 /// No handler: #UD if the instruction is not offered, else the run ends so that nobody overlooks it.
 pub fn unsupported(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    if offered(&insn.iced) { Err(Stop::Missing) } else { Err(cpu.ud()) }
+    let offered = insn.iced.cpuid_features().iter().all(|f| cpu.model.offers(*f));
+    if offered { Err(Stop::Missing) } else { Err(cpu.ud()) }
 }
 
 /// Bytes that encode no instruction, or LOCK where it is not allowed: #UD.

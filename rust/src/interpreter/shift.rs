@@ -7,8 +7,6 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use super::alu::{by_dword, by_wide, by_width, width};
 use super::native::Native;
 use super::operand::Word;
-#[allow(unused_imports)]
-use super::shim::PendingCpu as _;
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::stop::Exec;
@@ -32,7 +30,7 @@ fn shift_r<T: Native, const N: u8, const C: bool>(cpu: &mut Cpu, insn: &Insn) ->
 }
 
 fn shift_m<T: Native, const N: u8, const C: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let by = count::<C>(cpu, insn);
     let before = cpu.state.rflags;
     let mut after = before;
@@ -65,7 +63,7 @@ fn double_r<T: Native, const LEFT: bool, const C: bool>(cpu: &mut Cpu, insn: &In
 }
 
 fn double_m<T: Native, const LEFT: bool, const C: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let linear = cpu.mem(insn, T::SIZE, true)?;
+    let linear = cpu.mem(insn, T::BYTES, true)?;
     let by = count::<C>(cpu, insn);
     let b = cpu.reg::<T>(insn.r[1]);
     let before = cpu.state.rflags;
@@ -121,13 +119,13 @@ impl Flagless for Shrx {
 
 fn flagless<O: Flagless, T: Word, const MEM: bool, const IMM: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let a = if MEM {
-        let linear = cpu.mem(insn, T::SIZE, false)?;
+        let linear = cpu.mem(insn, T::BYTES, false)?;
         cpu.read::<T>(linear)?
     } else {
         cpu.reg::<T>(insn.r[1])
     };
     let by = if IMM { insn.imm } else { cpu.reg::<T>(insn.r[2]).u64() };
-    let bits = T::SIZE * 8;
+    let bits = T::BYTES * 8;
     cpu.set_reg(insn.r[0], T::of(O::run(a.u64(), by as u32 & (bits - 1), bits)));
     Ok(())
 }
