@@ -1,0 +1,18 @@
+"""Small guests that do one thing for long, to measure silicon: see `start.S`.
+
+Boot with the command line `work=NAME`; a debug-exit of 0 (port F4H) ends the run. They check nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from turtles.guests.freestanding import compile_guest
+
+WORKLOADS: Final = {"loop": "integer loop", "walk": "memory walk"}
+
+
+def build(cache: Path) -> Path:
+    """Compile the guests into `cache`; returns the path of the Multiboot ELF."""
+    return compile_guest(Path(__file__).parent, cache, "workloads")

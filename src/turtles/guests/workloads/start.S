@@ -1,0 +1,104 @@
+/*
+ * Workloads that measure silicon. Multiboot 1 entry, long mode with the first GiB mapped by 2-MiB pages,
+ * then one loop chosen by the last character of the command line's first "work=": 'p' loop, 'k' walk.
+ * Both run a fixed number of instructions and end with a debug-exit of 0.
+ */
+#define LOOP_ROUNDS  10000000           /* 9 instructions each */
+#define WALK_ROUNDS  10000000           /* 5 instructions each */
+#define WALK_BASE    0x1000000          /* from 16 MiB, 64 MiB long, a load every 4 KiB + 64 bytes */
+#define WALK_MASK    0x3ffffff
+
+    .section .multiboot, "a"
+    .align 4
+    .long 0x1badb002, 3, -(0x1badb002 + 3)
+
+    .text
+    .code32
+    .globl _start
+_start:
+    cli
+    cld
+    movl 16(%ebx), %esi                 /* command line: look for "work=" */
+1:  movl (%esi), %eax
+    testb %al, %al
+    jz 2f
+    cmpl $0x6b726f77, %eax              /* "work" */
+    je 2f
+    incl %esi
+    jmp 1b
+2:  movzbl 8(%esi), %ebp                /* "work=loop": 'p'; "work=walk": 'k' */
+
+    movl $pdpt + 3, pml4
+    movl $pd + 3, pdpt
+    movl $pd, %edi
+    movl $0x83, %eax
+    movl $512, %ecx
+3:  movl %eax, (%edi)
+    addl $0x200000, %eax
+    addl $8, %edi
+    decl %ecx
+    jnz 3b
+    movl $0x20, %eax                    /* CR4.PAE */
+    movl %eax, %cr4
+    movl $pml4, %eax
+    movl %eax, %cr3
+    movl $0xc0000080, %ecx              /* IA32_EFER.LME */
+    rdmsr
+    orl $0x100, %eax
+    wrmsr
+    movl $0x80000031, %eax              /* CR0: PG, NE, ET, PE */
+    movl %eax, %cr0
+    lgdt gdt_pointer
+    ljmp $8, $long_mode
+
+    .code64
+long_mode:
+    movl $stack, %esp
+    cmpb $'k', %bpl
+    je walk
+
+    movl $LOOP_ROUNDS, %ecx
+    movl $12345, %eax
+1:  leaq 7(%rax,%rax,4), %rax
+    movq %rax, %rdx
+    shrq $7, %rdx
+    xorq %rdx, %rax
+    addq %rcx, %rsi
+    subq %rax, %rdi
+    testl $64, %eax
+    decl %ecx
+    jnz 1b
+    jmp done
+
+walk:
+    movl $WALK_ROUNDS, %ecx
+    xorl %eax, %eax
+1:  addq WALK_BASE(%rax), %rdx
+    addl $0x1040, %eax
+    andl $WALK_MASK, %eax
+    decl %ecx
+    jnz 1b
+
+done:
+    xorl %eax, %eax
+    outb %al, $0xf4
+1:  cli
+    hlt
+    jmp 1b
+
+    .align 8
+gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff            /* 64-bit code */
+    .quad 0x00cf93000000ffff            /* data */
+gdt_pointer:
+    .word . - gdt - 1
+    .quad gdt
+
+    .bss
+    .align 4096
+pml4: .skip 4096
+pdpt: .skip 4096
+pd:   .skip 4096
+    .skip 4096
+stack:
