@@ -5,14 +5,15 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from turtles.guests.state import MIB, MemoryKind, MemoryRange, Platform
+from turtles.board.layout import E820Entry, MemoryKind
+from turtles.guests.state import MIB, Platform
 
 PLATFORM = Platform(
     (
-        MemoryRange(0, 0x9FC00),
-        MemoryRange(0x9FC00, 0x400, MemoryKind.RESERVED),
-        MemoryRange(0xF0000, 0x10000, MemoryKind.RESERVED),
-        MemoryRange(MIB, 127 * MIB),
+        E820Entry(0, 0x9FC00, MemoryKind.RAM),
+        E820Entry(0x9FC00, 0x400, MemoryKind.RESERVED),
+        E820Entry(0xF0000, 0x10000, MemoryKind.RESERVED),
+        E820Entry(MIB, 127 * MIB, MemoryKind.RAM),
     ),
     rsdp_l1_pa=0xF0000,
 )

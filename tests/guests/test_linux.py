@@ -43,7 +43,7 @@ def test_zero_page() -> None:
     assert size == 9 and initrd % 4096 == 0 and initrd + size <= 128 * MIB
     count = page[0x1E8]
     entries = [struct.unpack_from("<QQI", page, 0x2D0 + 20 * i) for i in range(count)]
-    assert entries == [(r.l1_pa, r.size, int(r.kind)) for r in PLATFORM.memory_map]
+    assert entries == [tuple(r) for r in PLATFORM.memory_map]
 
 
 def test_initrds_are_joined_at_multiples_of_four() -> None:

@@ -62,7 +62,7 @@ def test_memory_map() -> None:
     length, at = struct.unpack("<II", memory(state, INFO_L1_PA + 44, 8))
     assert length == 24 * len(PLATFORM.memory_map)
     for i, r in enumerate(PLATFORM.memory_map):
-        assert struct.unpack("<IQQI", memory(state, at + 24 * i, 24)) == (20, r.l1_pa, r.size, int(r.kind))
+        assert struct.unpack("<IQQI", memory(state, at + 24 * i, 24)) == (20, *r)
 
 
 def test_address_fields_decide_over_the_file_format() -> None:

@@ -19,8 +19,6 @@ from turtles.guests.state import (
     DescriptorTable,
     GuestError,
     InitialState,
-    MemoryKind,
-    MemoryRange,
     MemoryWrite,
     Platform,
     descriptor,
@@ -239,10 +237,10 @@ def _boot_params(
     if platform.rsdp_l1_pa is not None:
         put("<Q", page, 0x070, platform.rsdp_l1_pa)
     put("<I", page, 0x1E0, min(platform.ram_above_1m() // 1024, 0xFFFF_FFFF))  # alt_mem_k
-    ranges: tuple[MemoryRange, ...] = platform.memory_map
+    ranges = platform.memory_map
     if len(ranges) > E820_MAX:
         raise GuestError(f"memory map: {len(ranges)} ranges, the boot protocol takes {E820_MAX}")
     put("<B", page, 0x1E8, len(ranges))
     for i, r in enumerate(ranges):
-        put("<QQI", page, 0x2D0 + 20 * i, r.l1_pa, r.size, int(MemoryKind(r.kind)))
+        put("<QQI", page, 0x2D0 + 20 * i, *r)
     return bytes(page)

@@ -21,7 +21,6 @@ from turtles.guests.state import (
     DescriptorTable,
     GuestError,
     InitialState,
-    MemoryKind,
     MemoryWrite,
     Platform,
     descriptor,
@@ -219,9 +218,7 @@ def _information(
             for at, m, line in zip(placed, modules, lines_at, strict=True)
         )
     )
-    memory_map = b"".join(
-        struct.pack("<IQQI", 20, r.l1_pa, r.size, int(MemoryKind(r.kind))) for r in platform.memory_map
-    )
+    memory_map = b"".join(struct.pack("<IQQI", 20, *r) for r in platform.memory_map)
     map_at = append(memory_map)
     flags = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9
     upper = min(platform.ram_above_1m() // 1024, 0xFFFF_FFFF)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
+
+from turtles.board.layout import E820Entry, MemoryKind
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -20,40 +21,18 @@ class GuestError(Exception):
     """A guest that cannot be loaded; the message is one line for the user."""
 
 
-class MemoryKind(IntEnum):
-    """Types of an e820 entry (ACPI specification, 15.1)."""
-
-    RAM = 1
-    RESERVED = 2
-    ACPI = 3
-    NVS = 4
-
-
-@dataclass(frozen=True)
-class MemoryRange:
-    """A range of the guest's physical address space, as the firmware's memory map tells it."""
-
-    l1_pa: int
-    size: int
-    kind: MemoryKind = MemoryKind.RAM
-
-    @property
-    def end(self) -> int:
-        """The first address behind the range."""
-        return self.l1_pa + self.size
-
-
 @dataclass(frozen=True)
 class Platform:
     """What a loader is told about the board it loads for."""
 
-    memory_map: tuple[MemoryRange, ...]
+    memory_map: tuple[E820Entry, ...]
     rsdp_l1_pa: int | None = None
 
     def fits(self, l1_pa: int, size: int) -> bool:
         """Whether `size` bytes at `l1_pa` are RAM that the loader may use."""
         return any(
-            r.kind is MemoryKind.RAM and r.l1_pa <= l1_pa and l1_pa + size <= r.end for r in self.memory_map
+            r.kind is MemoryKind.RAM and r.start <= l1_pa and l1_pa + size <= r.start + r.size
+            for r in self.memory_map
         )
 
     def highest(self, size: int, limit: int, align: int = PAGE) -> int | None:
@@ -62,16 +41,17 @@ class Platform:
         for r in self.memory_map:
             if r.kind is not MemoryKind.RAM:
                 continue
-            top = (min(r.end, limit) - size) & -align
-            if top >= r.l1_pa and (best is None or top > best):
+            top = (min(r.start + r.size, limit) - size) & -align
+            if top >= r.start and (best is None or top > best):
                 best = top
         return best
 
     def ram_above_1m(self) -> int:
         """Bytes of contiguous RAM from 1 MiB up."""
-        return max(
-            (r.end - MIB for r in self.memory_map if r.l1_pa <= MIB < r.end and r.kind == 1), default=0
-        )
+        for r in self.memory_map:
+            if r.kind is MemoryKind.RAM and r.start <= MIB < r.start + r.size:
+                return r.start + r.size - MIB
+        return 0
 
 
 @dataclass(frozen=True)
