@@ -85,7 +85,7 @@ features! {
         }
         [0x7, 0, Ebx] {
             Fsgsbase "fsgsbase" 0, TscAdjust "tsc_adjust" 1, Bmi1 "bmi1" 3, Avx2 "avx2" 5 host "avx2", Smep "smep" 7,
-            Bmi2 "bmi2" 8, Erms "erms" 9, Invpcid "invpcid" 10, Rdseed "rdseed" 18, Adx "adx" 19, Smap "smap" 20,
+            Bmi2 "bmi2" 8, Erms "erms" 9, Invpcid "invpcid" 10, ZeroFcsFds "zero_fcs_fds" 13, Rdseed "rdseed" 18, Adx "adx" 19, Smap "smap" 20,
             Clflushopt "clflushopt" 23, Clwb "clwb" 24, Sha "sha_ni" 29 host "sha",
         }
         [0x7, 0, Ecx] {

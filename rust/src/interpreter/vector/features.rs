@@ -33,8 +33,6 @@ pub fn offered(feature: CpuidFeature) -> bool {
         CpuidFeature::AVX2 => is_x86_feature_detected!("avx2"),
         CpuidFeature::FMA => is_x86_feature_detected!("fma"),
         CpuidFeature::F16C => is_x86_feature_detected!("f16c"),
-        CpuidFeature::VAES => is_x86_feature_detected!("vaes"),
-        CpuidFeature::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
         // Written out, not run natively: the host need not have them.
         CpuidFeature::XSAVE | CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC | CpuidFeature::XSAVES => true,
         _ => false,

@@ -57,9 +57,19 @@ pub fn control(value: u16) -> u64 {
     u64::from(value & 0x1f7f | 0x40)
 }
 
-/// FNINIT.
+/// Writes FSW. The registers stay where they are, so another TOP makes each another ST(i).
+pub fn set_status(s: &mut State, fsw: u64) {
+    let before = top(s);
+    s.fsw = fsw;
+    s.st.rotate_right(before);
+    let after = top(s);
+    s.st.rotate_left(after);
+}
+
+/// FNINIT. The registers keep their contents.
 pub fn init(s: &mut State) {
-    (s.fcw, s.fsw, s.ftw) = (FCW_INIT, 0, 0xffff);
+    set_status(s, 0);
+    (s.fcw, s.ftw) = (FCW_INIT, 0xffff);
     (s.fop, s.fip, s.fdp, s.fcs, s.fds) = (0, 0, 0, 0, 0);
 }
 

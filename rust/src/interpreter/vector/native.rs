@@ -197,6 +197,10 @@ fn run(cpu: &mut Cpu, insn: &Insn) -> Exec {
         }
         Access::Write => {
             let linear = cpu.vector_operand(insn, t)?;
+            if t.simd_fp {
+                // VCVTPS2PH: a page fault goes before #XM.
+                cpu.probe_write(linear, u64::from(t.size))?;
+            }
             cpu.run_stub(&stub)?;
             cpu.store_scratch(linear, t.size)?;
         }

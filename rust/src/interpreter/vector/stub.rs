@@ -258,15 +258,24 @@ pub fn traits(i: &Instruction) -> Option<Traits> {
         }
     }
     let size = u8::try_from(size).ok().filter(|&s| s <= 64 && (s > 0 || access == Access::None))?;
+    // Conversions between MMX and XMM registers: also where one of the two operands is in memory.
+    let both = matches!(
+        i.mnemonic(),
+        Mnemonic::Cvtpi2ps
+            | Mnemonic::Cvtpi2pd
+            | Mnemonic::Cvtps2pi
+            | Mnemonic::Cvttps2pi
+            | Mnemonic::Cvtpd2pi
+            | Mnemonic::Cvttpd2pi
+            | Mnemonic::Movq2dq
+            | Mnemonic::Movdq2q
+    );
     let gate = match (vex, x87, mm, xmm) {
         (true, ..) => Gate::Avx,
         (_, true, ..) => Gate::X87,
-        (_, _, true, true) => Gate::MmxSse,
-        (_, _, true, false) => Gate::Mmx,
-        (_, _, false, true) => {
-            // CVTPI2PS and CVTPI2PD with a memory operand: the MMX rules hold all the same.
-            if matches!(i.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd) { Gate::MmxSse } else { Gate::Sse }
-        }
+        _ if both => Gate::MmxSse,
+        (_, _, true, _) => Gate::Mmx,
+        (_, _, _, true) => Gate::Sse,
         _ => Gate::None,
     };
     let align = match gate {

@@ -67,6 +67,9 @@ fn wait(cpu: &mut Cpu, _: &Insn) -> Exec {
 
 fn emms(cpu: &mut Cpu, _: &Insn) -> Exec {
     cpu.vector_gate(Gate::Mmx)?;
+    // All empty, and TOP is 0 after any MMX instruction (SDM vol. 3, table 12-1).
+    let status = cpu.state.fsw & !(7 << 11);
+    fpu::set_status(&mut cpu.state, status);
     cpu.state.ftw = 0xffff;
     Ok(())
 }
@@ -99,8 +102,8 @@ fn arithmetic(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let fsw = scratch.fx_out[0] >> 16 & 0xffff;
     // A store that meets an unmasked exception other than precision stores nothing (SDM vol. 1, 8.5).
     let stored = fsw & FSW_ES == 0 || fsw & !s.fcw & 0x1f == 0;
-    if t.access == Access::Write && stored {
-        cpu.store_scratch(linear, t.size)?;
+    if t.access == Access::Write {
+        if stored { cpu.store_scratch(linear, t.size)? } else { cpu.probe_write(linear, u64::from(t.size))? }
     }
 
     let s = &mut *cpu.state;
@@ -244,7 +247,7 @@ fn load_environment(cpu: &mut Cpu, bytes: &[u8], wide: bool) {
     let protected = cpu.mode.protected;
     let s = &mut *cpu.state;
     s.fcw = fpu::control(word(0) as u16);
-    s.fsw = word(1) & 0xffff;
+    fpu::set_status(s, word(1) & 0xffff);
     s.ftw = word(2) & 0xffff;
     (s.fcs, s.fds) = (0, 0);
     match (wide, protected) {

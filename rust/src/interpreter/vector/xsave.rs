@@ -10,6 +10,7 @@ use crate::cpu::{Bits, Cpu};
 use crate::decode::{Handler, Insn};
 use crate::state::{State, cr};
 use crate::stop::{Exec, vector};
+use crate::vmx::bits::secondary;
 
 /// The MXCSR bits that exist: what MXCSR_MASK reports.
 const MXCSR_MASK: u32 = 0xffff;
@@ -338,11 +339,15 @@ fn xrstor<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, insn: &Insn) 
     Ok(())
 }
 
-/// XSAVES and XRSTORS: #UD without the VM-execution control, #GP(0) above CPL 0, then the XSS-exiting bitmap
+/// XSAVES and XRSTORS: #GP(0) above CPL 0, #UD without the VM-execution control, the XSS-exiting bitmap
 /// (SDM vol. 3, 26.1.3 and 26.3).
-fn supervisor_checks(cpu: &mut Cpu, _insn: &Insn, _restore: bool) -> Exec {
+fn supervisor_checks(cpu: &mut Cpu, insn: &Insn, restore: bool) -> Exec {
+    if !cpu.enabled(secondary::XSAVES) {
+        return Err(cpu.ud());
+    }
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    Ok(())
+    let requested = cpu.state.gpr[0] & 0xffff_ffff | cpu.state.gpr[2] << 32;
+    cpu.check_xsaves(restore, requested, insn)
 }
