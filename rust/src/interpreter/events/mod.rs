@@ -3,48 +3,177 @@
 //! [`Cpu::deliver`] takes one event through the IDT; [`Cpu::pending_event`] decides which comes next
 //! (SDM vol. 3, 6.9 and 26.5). Where events come from (devices, an APIC) is not known here.
 
-use crate::cpu::{Cpu, attention};
-use crate::state::flag;
-use crate::stop::{Event, Exec, Stop};
+mod debug;
+mod deliver;
+mod frame;
+mod idt;
 
-/// What a boundary must remember of the boundary before it. All of it is zero after a VM entry.
+pub(crate) use frame::Stack;
+
+use std::sync::atomic::Ordering;
+
+use crate::cpu::{Cpu, attention};
+use crate::interpreter::system::shim::Pending as _;
+use crate::state::flag;
+use crate::stop::{Event, EventKind, Exec, Stop, vector};
+
+pub use debug::{BREAKPOINT_ENABLED, DR6_BD, DR6_BS};
+
+/// Interruptibility bits (SDM table 25-3).
+#[allow(missing_docs)]
+pub mod blocking {
+    pub const STI: u64 = 1 << 0;
+    pub const MOV_SS: u64 = 1 << 1;
+    pub const NMI: u64 = 1 << 3;
+}
+
+/// Activity states (SDM 25.4.2).
+const ACTIVITY_HLT: u64 = 1;
+
+/// Primary processor-based controls (SDM table 25-6).
+const INTERRUPT_WINDOW: u32 = 1 << 2;
+const NMI_WINDOW: u32 = 1 << 22;
+const MONITOR_TRAP: u32 = 1 << 27;
+/// Pin-based controls (SDM table 25-5).
+const PREEMPTION_TIMER: u32 = 1 << 6;
+
+/// Basic exit reasons (SDM appendix C).
+const REASON_EXTERNAL_INTERRUPT: u32 = 1;
+const REASON_INTERRUPT_WINDOW: u32 = 7;
+const REASON_NMI_WINDOW: u32 = 8;
+const REASON_MONITOR_TRAP: u32 = 37;
+const REASON_PREEMPTION_TIMER: u32 = 52;
+
+/// What a boundary must know of the instruction before it. All of it is zero after a VM entry. TF, RF and
+/// the shadows of STI and MOV SS are the run loop's to age.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Events {
     /// The run loop sets it when an instruction ended in [`Stop::Again`]: the same instruction goes on,
-    /// so that RF and the interrupt shadow stay.
+    /// and RF is pushed as 1.
     pub iterating: bool,
+    /// IRET removed blocking by NMI and has not completed: "NMI unblocking due to IRET" of an exit
+    /// that a fault of it causes (SDM vol. 3, 28.2.3).
+    pub iret_unblocked_nmi: bool,
+    /// An MTF VM exit is pending behind the instruction that was started.
+    monitor_trap: bool,
+}
+
+impl Events {
+    /// An event was delivered in place of the instruction.
+    fn after_delivery(&mut self) {
+        *self = Self { monitor_trap: self.monitor_trap, ..Self::default() };
+    }
 }
 
 impl Cpu {
     /// Whether [`Cpu::pending_event`] must be called at this boundary. The run loop asks it after every
-    /// block, and executes one instruction at a time while it is true.
+    /// block, and executes one instruction at a time while it is true. The preemption timer is not part of
+    /// it: the run loop looks up at `timer_deadline`.
     #[inline]
     #[must_use]
     pub fn events_flagged(&self) -> bool {
         let s = &*self.state;
         (s.rflags & (flag::TF | flag::RF)) | (s.interruptibility & 3) | s.pending_debug | s.activity | (s.dr7 & 0xff)
             != 0
-            || self.ctl.primary & (1 << 2 | 1 << 22 | 1 << 27) != 0
-            || self.ctl.pin & (1 << 6) != 0
-            || self.doorbell.bits.load(std::sync::atomic::Ordering::Relaxed) & attention::KICK != 0
+            || self.ctl.primary & MONITOR_TRAP != 0
+            || self.ctl.primary & INTERRUPT_WINDOW != 0 && s.rflags & flag::IF != 0
+            || self.ctl.primary & NMI_WINDOW != 0 && s.interruptibility & blocking::NMI == 0
+            || self.events.monitor_trap
+            || self.doorbell.bits.load(Ordering::Relaxed) & attention::KICK != 0
     }
 
-    /// Takes the event of the highest priority that is due at this boundary, if any: delivers it, or
-    /// ends the run with its VM exit. `rip` = `next_rip` = the next instruction.
+    /// Forgets what the last run left between boundaries. VM entry calls it before it injects.
+    pub fn reset_events(&mut self) {
+        self.events = Events::default();
+        self.delivering = None;
+    }
+
+    /// An MTF VM exit was injected (or an event, with the monitor trap flag at 1): it is pending before
+    /// the first instruction (SDM vol. 3, 26.5.2).
+    pub fn pend_monitor_trap(&mut self) {
+        self.events.monitor_trap = true;
+    }
+
+    /// Starts the shadow of STI or MOV SS ([`blocking`]) behind the instruction that executes.
+    pub(crate) fn set_shadow(&mut self, bit: u64) {
+        self.state.interruptibility = self.state.interruptibility & !3 | bit;
+    }
+
+    /// Takes the events that are due at this boundary, by priority (SDM vol. 3, table 6-2, 26.5.2,
+    /// 26.7.x): MTF, debug traps, preemption timer, NMI window, interrupt window, kick, instruction
+    /// breakpoint. Delivers what goes through the IDT; ends the run with what is a VM exit.
+    /// Nothing comes between the attempts at an instruction that exits for its device accesses.
+    /// `rip` = `next_rip` = the next instruction. When it returns with `activity` = HLT, nothing is to be
+    /// executed: the processor waits.
     ///
     /// # Errors
-    /// [`Stop::Exit`] when the event is a VM exit.
+    /// [`Stop::Exit`] when an event is a VM exit.
     pub fn pending_event(&mut self) -> Exec {
+        if self.state.replay_count == 0 && self.state.assist_done == 0 {
+            while self.one_event()? {
+                self.events.monitor_trap = self.ctl.primary & MONITOR_TRAP != 0;
+            }
+            self.events.iterating = false;
+        }
+        self.events.monitor_trap = self.ctl.primary & MONITOR_TRAP != 0;
         Ok(())
     }
 
-    /// Takes `event` through the IDT, with every nested fault up to the triple fault. On success `rip`
-    /// and `next_rip` are the handler's first instruction. `rip` must be that of the instruction that
-    /// faulted (or, at a boundary, the next one); software events return to `rip + event.length`.
-    ///
-    /// # Errors
-    /// [`Stop::Exit`] only.
-    pub fn deliver(&mut self, _event: Event) -> Exec {
-        Err(Stop::Missing)
+    /// The first event in the order of priority; true when one was delivered.
+    fn one_event(&mut self) -> Exec<bool> {
+        if self.events.monitor_trap {
+            return Err(self.exit_boundary(REASON_MONITOR_TRAP));
+        }
+        if let Some(payload) = self.take_debug_trap() {
+            self.deliver(debug::debug_exception(payload))?;
+            return Ok(true);
+        }
+        if self.ctl.pin & PREEMPTION_TIMER != 0 && self.clock.now(self.state.retired) >= self.timer_deadline {
+            return Err(self.exit_boundary(REASON_PREEMPTION_TIMER));
+        }
+        let awake = self.state.activity <= ACTIVITY_HLT;
+        let blocked = self.state.interruptibility;
+        if awake && self.ctl.primary & NMI_WINDOW != 0 && blocked & (blocking::NMI | blocking::MOV_SS | blocking::STI) == 0
+        {
+            return Err(self.exit_boundary(REASON_NMI_WINDOW));
+        }
+        if awake
+            && self.ctl.primary & INTERRUPT_WINDOW != 0
+            && self.state.rflags & flag::IF != 0
+            && blocked & (blocking::MOV_SS | blocking::STI) == 0
+        {
+            return Err(self.exit_boundary(REASON_INTERRUPT_WINDOW));
+        }
+        if self.doorbell.bits.load(Ordering::Acquire) & attention::KICK != 0 {
+            self.doorbell.bits.fetch_and(!attention::KICK, Ordering::AcqRel);
+            return Err(self.exit_boundary(REASON_EXTERNAL_INTERRUPT));
+        }
+        if self.state.activity == 0
+            && let Some(payload) = self.instruction_breakpoint()
+        {
+            self.deliver(debug::debug_exception(payload))?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// A VM exit between instructions: no instruction length.
+    fn exit_boundary(&mut self, reason: u32) -> Stop {
+        self.next_rip = self.state.rip;
+        self.events.iterating = false;
+        self.exit_insn(reason, 0)
+    }
+
+    /// A hardware exception that is not the fault of a plain instruction handler.
+    #[cold]
+    pub(crate) fn raise_event(&mut self, vector: u8, payload: u64) -> Stop {
+        self.fault = Event { vector, kind: EventKind::Hardware, error: None, payload, length: 0 };
+        Stop::Fault
+    }
+
+    /// #DB as a fault, with DR6 bits.
+    #[cold]
+    pub(crate) fn raise_debug(&mut self, payload: u64) -> Stop {
+        self.raise_event(vector::DB, payload)
     }
 }

@@ -3,17 +3,31 @@
 //! Everything here runs in VMX non-root operation; what must exit goes through the intercepts of `vmx`.
 //! Delivery of events through the IDT is in `events`; ordinary integer instructions are elsewhere.
 
-pub mod control;
+mod control;
+mod debug_registers;
+mod far;
+mod far_return;
+mod fast;
+mod flags;
+mod interrupt;
+mod io;
 pub mod msr;
+mod operand;
+mod rights;
 pub mod segment;
-mod shim;
+mod segment_moves;
+mod select;
+pub(crate) mod shim;
+mod tables;
+pub(crate) mod task;
+mod time;
+mod tlb;
+mod vmx_instructions;
+mod wait;
 
-use iced_x86::Instruction;
+pub use select::select;
 
-use crate::decode::Handler;
-
-/// The executor of a system instruction, or none if this group does not know it.
-#[must_use]
-pub fn select(_instruction: &Instruction) -> Option<Handler> {
-    None
+/// Segment register number of iced's name.
+fn segment_index(register: iced_x86::Register) -> usize {
+    ((register as u32).wrapping_sub(iced_x86::Register::ES as u32) & 7) as usize
 }
