@@ -4,9 +4,11 @@
 
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Mnemonic};
 
+use super::events::DEBUGCTL_BTF;
 use crate::clock::Clock;
 use crate::cpu::{Bits, Cpu, attention};
 use crate::decode::{self, Block, BlockCache, Insn, ONE_PAGE};
@@ -164,13 +166,14 @@ impl Cpu {
         if bits & attention::SHOOTDOWN != 0 {
             self.service_shootdown();
         }
-        // An instruction that waits for the results of its device accesses goes on with no event between.
-        if !self.replaying() {
-            match self.pending_event() {
-                Ok(()) => {}
-                Err(Stop::Again) => return Ok(()),
-                Err(stop) => return self.stopped(stop, None),
-            }
+        match self.pending_event() {
+            Ok(()) => {}
+            Err(Stop::Again) => return Ok(()),
+            Err(stop) => return self.stopped(stop, None),
+        }
+        if self.state.activity != 0 {
+            self.idle();
+            return Ok(());
         }
         // For REP: whether this boundary's reason is there at the next one too.
         self.boundary = self.events_flagged();
@@ -193,11 +196,28 @@ impl Cpu {
         }
     }
 
+    /// HLT that does not exit: nothing executes until an event or the end of the slice. Virtual time warps
+    /// there; under the host's clock the thread sleeps in short pieces, so that a kick is seen.
+    #[cold]
+    fn idle(&mut self) {
+        const NAP: Duration = Duration::from_micros(50);
+        match &mut self.clock {
+            Clock::Virtual { skipped } => {
+                *skipped = skipped.wrapping_add(self.stop_at.wrapping_sub(self.state.retired))
+            }
+            Clock::Host { .. } => std::thread::sleep(NAP),
+        }
+        self.stop_at = self.state.retired;
+        self.boundary = true;
+    }
+
     /// Executes one instruction with what a boundary must know of it: STI and MOV SS blocking ends, RF is
     /// cleared, TF leaves a single-step trap.
     fn single<'a>(&mut self, block: &'a Block) -> Result<(), (Stop, &'a Insn)> {
         let blocking = self.state.interruptibility & 3;
         let flags = self.state.rflags;
+        let on_branches = self.state.debugctl & DEBUGCTL_BTF != 0;
+        let rip = self.state.rip;
         let done = self.execute(block, 1);
         let Some(insn) = block.insns.first() else { return done };
         let retired = match done {
@@ -214,7 +234,7 @@ impl Cpu {
         self.events.iterating = matches!(done, Err((Stop::Again, _)));
         // INT n and SYSCALL clear TF before the trap could be taken.
         let stepped = flags & flag::TF != 0 && (self.state.rflags & flag::TF != 0 || !clears_tf(insn.iced.mnemonic()));
-        if retired && stepped {
+        if retired && stepped && (!on_branches || is_taken(insn, rip, self.state.rip)) {
             self.state.pending_debug |= BS;
         }
         done
@@ -336,6 +356,15 @@ impl Cpu {
         let versions = [self.mark_code(host_pa), self.mark_code_range(second_pa, 15)];
         let decoded = decode::across(&memory, [host_pa, second_pa], versions, self.mode.bits);
         Ok(self.blocks.insert(&memory, decoded))
+    }
+}
+
+/// A branch that was taken, for single-stepping on branches (SDM vol. 3, 17.4.2).
+fn is_taken(insn: &Insn, from: u64, to: u64) -> bool {
+    match insn.iced.flow_control() {
+        FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt => false,
+        FlowControl::ConditionalBranch => to != from.wrapping_add(u64::from(insn.len)),
+        _ => true,
     }
 }
 

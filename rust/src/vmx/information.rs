@@ -185,10 +185,12 @@ impl Cpu {
             _ => 0,
         };
         let interruption_info = interruption(event);
+        // SDM 28.2.3: bit 12 is undefined for #DF and where IDT-vectoring information is valid.
+        let unblocking = if self.events.iret_unblocked_nmi { NMI_UNBLOCKING } else { 0 };
         self.exit = ExitInfo {
             reason: super::reason::EXCEPTION_OR_NMI,
             qualification,
-            interruption_info,
+            interruption_info: interruption_info | unblocking,
             interruption_error: event.error.unwrap_or(0),
             instruction_length: if software { u32::from(event.length) } else { 0 },
             ..ExitInfo::default()

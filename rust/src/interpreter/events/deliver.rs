@@ -5,11 +5,8 @@
 use crate::cpu::Cpu;
 use crate::state::{cr, flag};
 use crate::stop::{Event, EventKind, Exec, Stop, vector};
-
-use crate::interpreter::system::shim::Pending as _;
-
-/// Basic exit reason 2.
-const REASON_TRIPLE_FAULT: u32 = 2;
+use crate::vmx::bits::primary;
+use crate::vmx::reason;
 
 /// What a second exception during the delivery of a first event becomes (SDM table 6-5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,9 +35,7 @@ fn combine(first: &Event, second: &Event) -> Nested {
     let severe = is_contributory(second.vector) || is_page_fault(second.vector);
     if first.vector == vector::DF && severe {
         Nested::Triple
-    } else if is_contributory(first.vector) && is_contributory(second.vector)
-        || is_page_fault(first.vector) && severe
-    {
+    } else if is_contributory(first.vector) && is_contributory(second.vector) || is_page_fault(first.vector) && severe {
         Nested::Double
     } else {
         Nested::Serial
@@ -66,7 +61,7 @@ impl Cpu {
     pub fn inject(&mut self, event: Event) -> Exec {
         self.delivering = None;
         self.deliver_chain(event, true)?;
-        if self.ctl.primary & super::MONITOR_TRAP != 0 {
+        if self.ctl.primary & primary::MONITOR_TRAP != 0 {
             self.pend_monitor_trap();
         }
         Ok(())
@@ -156,7 +151,7 @@ impl Cpu {
             Nested::Triple => {
                 self.delivering = None;
                 self.next_rip = self.state.rip;
-                Err(self.exit_insn(REASON_TRIPLE_FAULT, 0))
+                Err(self.exit_insn(reason::TRIPLE_FAULT, 0))
             }
         }
     }
@@ -203,7 +198,8 @@ impl Cpu {
     pub(super) fn pushed_flags(&self, event: &Event, injected: bool) -> u64 {
         let fault = event.kind == EventKind::Hardware
             && !matches!(event.vector, vector::DB | vector::DF | vector::MC | vector::NMI);
-        let between = self.events.iterating && !matches!(event.kind, EventKind::Software | EventKind::SoftwareException);
+        let between =
+            self.events.iterating && !matches!(event.kind, EventKind::Software | EventKind::SoftwareException);
         if !injected && (fault || between) { self.state.rflags | flag::RF } else { self.state.rflags }
     }
 

@@ -7,8 +7,6 @@ use crate::interpreter::system::segment::{access, canonical, within};
 use crate::state::{Segment, gpr, seg};
 use crate::stop::{Exec, vector};
 
-use crate::interpreter::system::shim::Pending as _;
-
 /// The stack that a frame goes to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stack {
@@ -70,11 +68,7 @@ impl Cpu {
         pointer = stack.pointer;
         for &value in values {
             pointer = pointer.wrapping_sub(width) & mask;
-            let linear = if stack.flat {
-                pointer
-            } else {
-                stack.segment.base.wrapping_add(pointer) & 0xffff_ffff
-            };
+            let linear = if stack.flat { pointer } else { stack.segment.base.wrapping_add(pointer) & 0xffff_ffff };
             match (width, stack.inner) {
                 (2, false) => self.write::<u16>(linear, value as u16)?,
                 (4, false) => self.write::<u32>(linear, value as u32)?,

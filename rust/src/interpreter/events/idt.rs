@@ -9,7 +9,6 @@ use crate::state::{Segment, flag, gpr, seg};
 use crate::stop::{Event, EventKind, Exec, vector};
 
 use super::frame::Stack;
-use crate::interpreter::system::shim::Pending as _;
 
 /// Error code of a fault that concerns an IDT entry: its index, and IDT = 1.
 fn idt_error(vector: u8) -> Option<u32> {
@@ -161,8 +160,7 @@ impl Cpu {
             u64::from(event.error.unwrap_or(0)),
         ];
         let frame = if event.error.is_some() { &frame[..] } else { &frame[..5] };
-        let stack =
-            Stack { segment: Segment::default(), pointer: pointer & !15, flat: true, inner: inward, error: 0 };
+        let stack = Stack { segment: Segment::default(), pointer: pointer & !15, flat: true, inner: inward, error: 0 };
         let pointer = self.push_frame(&stack, 8, frame)?;
         self.mark_accessed(descriptor)?;
         if inward {
@@ -209,8 +207,11 @@ impl Cpu {
     pub(crate) fn tss_stack(&mut self, cpl: u8) -> Exec<(Segment, u64)> {
         let tr = self.state.seg[seg::TR];
         let wide = tr.access & 8 != 0;
-        let (offset, last) =
-            if wide { (u64::from(cpl) * 8 + 4, u64::from(cpl) * 8 + 9) } else { (u64::from(cpl) * 4 + 2, u64::from(cpl) * 4 + 5) };
+        let (offset, last) = if wide {
+            (u64::from(cpl) * 8 + 4, u64::from(cpl) * 8 + 9)
+        } else {
+            (u64::from(cpl) * 4 + 2, u64::from(cpl) * 4 + 5)
+        };
         if tr.access & access::UNUSABLE != 0 || last > tr.limit {
             return Err(self.raise(vector::TS, selector_error(tr.selector as u16)));
         }

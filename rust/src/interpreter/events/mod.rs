@@ -13,11 +13,12 @@ pub(crate) use frame::Stack;
 use std::sync::atomic::Ordering;
 
 use crate::cpu::{Cpu, attention};
-use crate::interpreter::system::shim::Pending as _;
 use crate::state::flag;
 use crate::stop::{Event, EventKind, Exec, Stop, vector};
+use crate::vmx::bits::primary;
+use crate::vmx::reason;
 
-pub use debug::{BREAKPOINT_ENABLED, DR6_BD, DR6_BS};
+pub use debug::{BREAKPOINT_ENABLED, DEBUGCTL_BTF, DR6_BD, DR6_BS};
 
 /// Interruptibility bits (SDM table 25-3).
 #[allow(missing_docs)]
@@ -29,20 +30,6 @@ pub mod blocking {
 
 /// Activity states (SDM 25.4.2).
 const ACTIVITY_HLT: u64 = 1;
-
-/// Primary processor-based controls (SDM table 25-6).
-const INTERRUPT_WINDOW: u32 = 1 << 2;
-const NMI_WINDOW: u32 = 1 << 22;
-const MONITOR_TRAP: u32 = 1 << 27;
-/// Pin-based controls (SDM table 25-5).
-const PREEMPTION_TIMER: u32 = 1 << 6;
-
-/// Basic exit reasons (SDM appendix C).
-const REASON_EXTERNAL_INTERRUPT: u32 = 1;
-const REASON_INTERRUPT_WINDOW: u32 = 7;
-const REASON_NMI_WINDOW: u32 = 8;
-const REASON_MONITOR_TRAP: u32 = 37;
-const REASON_PREEMPTION_TIMER: u32 = 52;
 
 /// What a boundary must know of the instruction before it. All of it is zero after a VM entry. TF, RF and
 /// the shadows of STI and MOV SS are the run loop's to age.
@@ -75,9 +62,10 @@ impl Cpu {
         let s = &*self.state;
         (s.rflags & (flag::TF | flag::RF)) | (s.interruptibility & 3) | s.pending_debug | s.activity | (s.dr7 & 0xff)
             != 0
-            || self.ctl.primary & MONITOR_TRAP != 0
-            || self.ctl.primary & INTERRUPT_WINDOW != 0 && s.rflags & flag::IF != 0
-            || self.ctl.primary & NMI_WINDOW != 0 && s.interruptibility & blocking::NMI == 0
+            || self.ctl.primary & primary::MONITOR_TRAP != 0
+            || self.ctl.primary & primary::INTERRUPT_WINDOW != 0 && s.rflags & flag::IF != 0
+            || self.ctl.primary & primary::NMI_WINDOW != 0 && s.interruptibility & blocking::NMI == 0
+            || self.ctl.trap_exit != 0
             || self.events.monitor_trap
             || self.doorbell.bits.load(Ordering::Relaxed) & attention::KICK != 0
     }
@@ -100,7 +88,7 @@ impl Cpu {
     }
 
     /// Takes the events that are due at this boundary, by priority (SDM vol. 3, table 6-2, 26.5.2,
-    /// 26.7.x): MTF, debug traps, preemption timer, NMI window, interrupt window, kick, instruction
+    /// 26.7.x): trap-like VM exits, MTF, debug traps, preemption timer, NMI window, interrupt window, kick, instruction
     /// breakpoint. Delivers what goes through the IDT; ends the run with what is a VM exit.
     /// Nothing comes between the attempts at an instruction that exits for its device accesses.
     /// `rip` = `next_rip` = the next instruction. When it returns with `activity` = HLT, nothing is to be
@@ -111,42 +99,48 @@ impl Cpu {
     pub fn pending_event(&mut self) -> Exec {
         if self.state.replay_count == 0 && self.state.assist_done == 0 {
             while self.one_event()? {
-                self.events.monitor_trap = self.ctl.primary & MONITOR_TRAP != 0;
+                self.events.monitor_trap = self.ctl.primary & primary::MONITOR_TRAP != 0;
             }
             self.events.iterating = false;
         }
-        self.events.monitor_trap = self.ctl.primary & MONITOR_TRAP != 0;
+        self.events.monitor_trap = self.ctl.primary & primary::MONITOR_TRAP != 0;
         Ok(())
     }
 
     /// The first event in the order of priority; true when one was delivered.
     fn one_event(&mut self) -> Exec<bool> {
+        if self.ctl.trap_exit != 0 {
+            let reason = std::mem::take(&mut self.ctl.trap_exit);
+            return Err(self.exit_boundary(reason));
+        }
         if self.events.monitor_trap {
-            return Err(self.exit_boundary(REASON_MONITOR_TRAP));
+            return Err(self.exit_boundary(reason::MONITOR_TRAP));
         }
         if let Some(payload) = self.take_debug_trap() {
             self.deliver(debug::debug_exception(payload))?;
             return Ok(true);
         }
-        if self.ctl.pin & PREEMPTION_TIMER != 0 && self.clock.now(self.state.retired) >= self.timer_deadline {
-            return Err(self.exit_boundary(REASON_PREEMPTION_TIMER));
+        if self.preemption_timer_expired() {
+            return Err(self.exit_boundary(reason::PREEMPTION_TIMER));
         }
         let awake = self.state.activity <= ACTIVITY_HLT;
         let blocked = self.state.interruptibility;
-        if awake && self.ctl.primary & NMI_WINDOW != 0 && blocked & (blocking::NMI | blocking::MOV_SS | blocking::STI) == 0
+        if awake
+            && self.ctl.primary & primary::NMI_WINDOW != 0
+            && blocked & (blocking::NMI | blocking::MOV_SS | blocking::STI) == 0
         {
-            return Err(self.exit_boundary(REASON_NMI_WINDOW));
+            return Err(self.exit_boundary(reason::NMI_WINDOW));
         }
         if awake
-            && self.ctl.primary & INTERRUPT_WINDOW != 0
+            && self.ctl.primary & primary::INTERRUPT_WINDOW != 0
             && self.state.rflags & flag::IF != 0
             && blocked & (blocking::MOV_SS | blocking::STI) == 0
         {
-            return Err(self.exit_boundary(REASON_INTERRUPT_WINDOW));
+            return Err(self.exit_boundary(reason::INTERRUPT_WINDOW));
         }
         if self.doorbell.bits.load(Ordering::Acquire) & attention::KICK != 0 {
             self.doorbell.bits.fetch_and(!attention::KICK, Ordering::AcqRel);
-            return Err(self.exit_boundary(REASON_EXTERNAL_INTERRUPT));
+            return Err(self.exit_boundary(reason::EXTERNAL_INTERRUPT));
         }
         if self.state.activity == 0
             && let Some(payload) = self.instruction_breakpoint()

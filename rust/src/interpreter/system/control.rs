@@ -1,7 +1,7 @@
 //! Control registers: MOV to and from CR0, CR2, CR3, CR4 and CR8, CLTS, LMSW, SMSW (SDM vol. 3, 2.5).
 //!
 //! The intercepts of VMX non-root operation are asked by the instructions; [`Cpu::write_cr`] is what
-//! remains of a write when no exit happens. EFER lies in `msr`.
+//! remains of a write when no exit happens; what VMX operation fixes is checked there too. EFER lies in `msr`.
 
 use iced_x86::{OpKind, Register};
 
@@ -76,11 +76,10 @@ pub(super) fn lmsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
         return Err(cpu.gp0());
     }
     let memory = insn.iced.op0_kind() == OpKind::Memory;
-    let linear = if memory { cpu.mem(insn, 2, false)? } else { 0 };
+    let linear = if memory { Some(cpu.mem(insn, 2, false)?) } else { None };
     let source = cpu.rm16(insn, 0)?;
-    let word = cpu.check_lmsw(source, memory, linear)?;
-    let old = cpu.state.cr0;
-    cpu.write_cr(0, old & !0xe | u64::from(word & 0xf))
+    let value = cpu.check_lmsw(source, linear)?;
+    cpu.write_cr(0, value)
 }
 
 /// SMSW: the low word to memory, as much of CR0 as fits to a register.
@@ -113,7 +112,7 @@ impl Cpu {
             3 => self.write_cr3(value),
             4 => self.write_cr4(value),
             8 if value >> 4 == 0 => {
-                self.state.cr8 = value;
+                self.set_cr8(value);
                 Ok(())
             }
             8 => Err(self.gp0()),
@@ -130,13 +129,7 @@ impl Cpu {
         let old = self.state.cr0;
         let efer = self.state.efer;
         let set = |bit: u64| value & bit != 0;
-        // CR0.NE is fixed in VMX operation, PE and PG without unrestricted guest (SDM vol. 3, 24.8).
-        let fixed = cr::CR0_NE | if self.unrestricted() { 0 } else { cr::CR0_PE | cr::CR0_PG };
-        if value >> 32 != 0
-            || set(cr::CR0_PG) && !set(cr::CR0_PE)
-            || set(cr::CR0_NW) && !set(cr::CR0_CD)
-            || old & fixed & !value != 0
-        {
+        if value >> 32 != 0 || set(cr::CR0_PG) && !set(cr::CR0_PE) || set(cr::CR0_NW) && !set(cr::CR0_CD) {
             return Err(self.gp0());
         }
         let value = value & CR0_BITS | cr::CR0_ET;
@@ -188,7 +181,6 @@ impl Cpu {
         let set = value & !old;
         let cleared = old & !value;
         if value & !self.model.cr4_bits() != 0
-            || cleared & cr::CR4_VMXE != 0
             || cleared & cr::CR4_PAE != 0 && self.mode.long
             || set & cr::CR4_PCIDE != 0 && (!self.mode.long || self.state.cr3 & 0xfff != 0)
         {
@@ -201,10 +193,5 @@ impl Cpu {
         self.update_mode();
         self.mmu_cr_written(4, old, false);
         Ok(())
-    }
-
-    /// Secondary control "unrestricted guest".
-    fn unrestricted(&self) -> bool {
-        self.ctl.primary >> 31 != 0 && self.ctl.secondary & (1 << 7) != 0
     }
 }

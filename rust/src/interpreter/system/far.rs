@@ -11,7 +11,6 @@ use crate::state::{Segment, gpr, seg};
 use crate::stop::{Exec, vector};
 
 use super::segment::{Descriptor, access, canonical, null_stack, selector_error, system_type};
-use super::shim::Pending as _;
 use super::task::TaskSource;
 
 /// Operand size in bytes of a far pointer.
@@ -119,11 +118,8 @@ impl Cpu {
     fn check_direct(&mut self, selector: u16, descriptor: Descriptor) -> Exec {
         let cpl = self.cpl();
         let rpl = (selector & 3) as u8;
-        let allowed = if descriptor.is_conforming() {
-            descriptor.dpl() <= cpl
-        } else {
-            rpl <= cpl && descriptor.dpl() == cpl
-        };
+        let allowed =
+            if descriptor.is_conforming() { descriptor.dpl() <= cpl } else { rpl <= cpl && descriptor.dpl() == cpl };
         if !descriptor.is_code() || !allowed {
             return Err(self.gp_selector(selector));
         }

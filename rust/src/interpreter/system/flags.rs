@@ -9,6 +9,7 @@ use crate::decode::Insn;
 use crate::interpreter::events::blocking;
 use crate::state::{cr, flag, gpr};
 use crate::stop::Exec;
+use crate::vmx::Feature;
 
 /// What an instruction that changes IF may touch.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,6 +118,7 @@ pub(super) fn popf(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// CLAC and STAC: #UD outside CPL 0.
 pub(super) fn clac_stac(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.needs(Feature::Smap)?;
     if cpu.cpl() != 0 {
         return Err(cpu.ud());
     }

@@ -9,8 +9,6 @@ use crate::decode::Insn;
 use crate::state::{cr, flag, gpr, seg};
 use crate::stop::{Event, EventKind, Exec, vector};
 
-use super::shim::Pending as _;
-
 /// INT n, INT3, INTO, INT1.
 pub(super) fn int(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let (vector, kind) = match insn.iced.code() {

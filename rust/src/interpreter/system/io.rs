@@ -1,7 +1,7 @@
 //! Port I/O: IN, OUT, INS, OUTS, with the I/O permission bitmap of the TSS.
 //!
-//! SDM vol. 1, 19.5; vol. 3, 26.1.3. A port that does not exit has nothing behind it: it reads as all
-//! ones. Results that L0 hands back are replayed (`state.replay`).
+//! SDM vol. 1, 19.5; vol. 3, 26.1.3. What exits and what a port
+//! answers is `vmx`'s, with the results that L0 hands back (`state.replay`).
 
 use iced_x86::{Code, OpKind, Register};
 
@@ -54,13 +54,16 @@ impl Cpu {
 
     /// The access itself, after permission: the replayed result, or the VM exit, or nothing there.
     fn port(&mut self, a: Access, data: u64, insn: &Insn) -> Exec<u64> {
-        let value = match self.replay_next() {
-            Some(value) => value,
-            None => {
-                self.state.assist_data = data;
-                self.check_port(a.port, a.width, a.input, a.string, a.rep, a.immediate, insn)?;
-                !0
-            }
+        if a.string {
+            self.state.assist_data = data;
+        }
+        let width = a.width as u8;
+        self.check_port(a.port, width, a.input, a.string, a.rep, a.immediate, insn)?;
+        let value = if a.input {
+            self.port_in(a.port, width)
+        } else {
+            self.port_out(a.port, width, data);
+            0
         };
         self.io_breakpoint(a.port, a.width);
         Ok(value)

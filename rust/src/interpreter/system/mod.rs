@@ -17,7 +17,6 @@ mod rights;
 pub mod segment;
 mod segment_moves;
 mod select;
-pub(crate) mod shim;
 mod tables;
 pub(crate) mod task;
 mod time;
@@ -26,6 +25,17 @@ mod vmx_instructions;
 mod wait;
 
 pub use select::select;
+
+use crate::cpu::Cpu;
+use crate::stop::Exec;
+use crate::vmx::Feature;
+
+impl Cpu {
+    /// #UD where the model lacks a feature.
+    fn needs(&mut self, feature: Feature) -> Exec {
+        if self.model.has(feature) { Ok(()) } else { Err(self.ud()) }
+    }
+}
 
 /// Segment register number of iced's name.
 fn segment_index(register: iced_x86::Register) -> usize {

@@ -38,6 +38,8 @@ pub mod number {
     pub const VMX_BASIC: u32 = 0x480;
     pub const VMX_LAST: u32 = 0x493;
     pub const TSC_DEADLINE: u32 = 0x6e0;
+    pub const X2APIC_FIRST: u32 = 0x800;
+    pub const X2APIC_LAST: u32 = 0x8ff;
     pub const XSS: u32 = 0xda0;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
@@ -118,6 +120,9 @@ impl Cpu {
     /// # Errors
     /// #GP(0) for an MSR that does not exist.
     pub fn read_msr(&mut self, msr: u32) -> Exec<u64> {
+        if matches!(msr, n::X2APIC_FIRST..=n::X2APIC_LAST) {
+            return self.x2apic_read(msr).ok_or_else(|| self.gp0());
+        }
         let s = &*self.state;
         Ok(match msr {
             n::TSC => self.tsc(),
@@ -164,6 +169,9 @@ impl Cpu {
     /// # Errors
     /// #GP(0) for an MSR that does not exist or a value that it does not take.
     pub fn write_msr(&mut self, msr: u32, value: u64) -> Exec {
+        if matches!(msr, n::X2APIC_FIRST..=n::X2APIC_LAST) && self.x2apic_write(msr, value)? {
+            return Ok(());
+        }
         if !self.msr_takes(msr, value) {
             return Err(self.gp0());
         }
@@ -171,7 +179,8 @@ impl Cpu {
         match msr {
             n::TSC => {
                 // The write moves IA32_TSC_ADJUST by as much (SDM vol. 3, 18.17.3).
-                let now = self.clock.now(s.retired).wrapping_add(s.tsc_base).wrapping_add(s.tsc_adjust);
+                let now = self.host_tsc();
+                let s = &mut *self.state;
                 s.tsc_adjust = s.tsc_adjust.wrapping_add(value.wrapping_sub(now));
             }
             n::APIC_BASE => s.apic_base = value,
@@ -232,13 +241,9 @@ impl Cpu {
             n::FEATURE_CONTROL => s.feature_control & 1 == 0 && value & !7 == 0,
             n::SPEC_CTRL => value & !SPEC_CTRL_BITS == 0,
             n::PRED_CMD | n::FLUSH_CMD => value & !1 == 0,
-            n::SYSENTER_ESP
-            | n::SYSENTER_EIP
-            | n::LSTAR
-            | n::CSTAR
-            | n::FS_BASE
-            | n::GS_BASE
-            | n::KERNEL_GS_BASE => canonical(value),
+            n::SYSENTER_ESP | n::SYSENTER_EIP | n::LSTAR | n::CSTAR | n::FS_BASE | n::GS_BASE | n::KERNEL_GS_BASE => {
+                canonical(value)
+            }
             n::MISC_ENABLE => value & !MISC_ENABLE_BITS == 0,
             n::DEBUGCTL => value & !DEBUGCTL_BITS == 0,
             n::MTRR_PHYSBASE0..=n::MTRR_PHYSMASK7 if msr & 1 == 0 => {
@@ -259,6 +264,6 @@ impl Cpu {
     }
 
     fn has_xsaves(&self) -> bool {
-        self.model.has(crate::vmx::features::Feature::Xsaves)
+        self.model.has(crate::vmx::Feature::Xsaves)
     }
 }

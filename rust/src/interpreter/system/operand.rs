@@ -8,8 +8,6 @@ use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::stop::Exec;
 
-use super::shim::Pending as _;
-
 /// Number of a general-purpose register (of 16, 32 or 64 bits).
 pub(super) fn number(register: Register) -> usize {
     register.full_register().number() & 15

@@ -35,8 +35,7 @@ impl Cpu {
 /// Types of system descriptors that LAR knows (SDM vol. 2, LAR).
 fn lar_type(kind: u64, long: bool) -> bool {
     use system_type::{CALL16, CALL32, LDT, TASK, TSS16, TSS16_BUSY, TSS32, TSS32_BUSY};
-    matches!(kind, LDT | TSS32 | TSS32_BUSY | CALL32)
-        || !long && matches!(kind, TSS16 | TSS16_BUSY | CALL16 | TASK)
+    matches!(kind, LDT | TSS32 | TSS32_BUSY | CALL32) || !long && matches!(kind, TSS16 | TSS16_BUSY | CALL16 | TASK)
 }
 
 /// Types of system descriptors that LSL knows (SDM vol. 2, LSL).

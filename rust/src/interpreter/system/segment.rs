@@ -6,9 +6,6 @@ use crate::cpu::{Bits, Cpu};
 use crate::state::{Segment, seg};
 use crate::stop::{Exec, Stop, vector};
 
-#[allow(unused_imports)]
-use super::shim::Pending as _;
-
 /// Bits of [`Segment::access`] (SDM table 25-2).
 #[allow(missing_docs)]
 pub mod access {

@@ -17,7 +17,8 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
 
 /// Instructions whose mnemonic is shared with others.
 fn by_code(instruction: &Instruction) -> Option<Handler> {
-    let segment = |k: u32| instruction.op_kind(k) == OpKind::Register && instruction.op_register(k).is_segment_register();
+    let segment =
+        |k: u32| instruction.op_kind(k) == OpKind::Register && instruction.op_register(k).is_segment_register();
     Some(match instruction.code() {
         Code::Mov_r32_cr | Code::Mov_r64_cr => control::mov_from_cr,
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => control::mov_to_cr,
@@ -87,7 +88,6 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<Handler> {
         Mnemonic::In => io::input,
         Mnemonic::Out => io::output,
         Mnemonic::Hlt => wait::hlt,
-        Mnemonic::Pause => wait::pause,
         Mnemonic::Monitor => wait::monitor,
         Mnemonic::Mwait => wait::mwait,
         Mnemonic::Cpuid => vmx_instructions::cpuid,

@@ -8,21 +8,16 @@ use crate::cpu::{Bits, Cpu};
 use crate::decode::Insn;
 use crate::state::{Segment, cr, seg};
 use crate::stop::{Exec, vector};
+use crate::vmx::reason;
 
 use super::segment::{Descriptor, access, canonical, selector_error, system_type};
-
-/// Basic exit reasons (SDM appendix C).
-const REASON_GDTR_IDTR: u32 = 46;
-const REASON_LDTR_TR: u32 = 47;
-/// Secondary control "descriptor-table exiting".
-const DESCRIPTOR_TABLE_EXITING: u32 = 1 << 2;
 
 /// LGDT and LIDT.
 pub(super) fn load_table(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    cpu.check_descriptor_table(REASON_GDTR_IDTR, insn)?;
+    cpu.check_descriptor_table(reason::GDTR_IDTR, insn)?;
     let code = insn.iced.code();
     let wide = cpu.mode.bits == Bits::B64;
     let width = if wide { 8 } else { 4 };
@@ -47,7 +42,7 @@ pub(super) fn load_table(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// SGDT and SIDT.
 pub(super) fn store_table(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_umip()?;
-    cpu.check_descriptor_table(REASON_GDTR_IDTR, insn)?;
+    cpu.check_descriptor_table(reason::GDTR_IDTR, insn)?;
     let s = &cpu.state;
     let (base, limit) = match insn.iced.code() {
         Code::Sgdt_m1632_16 | Code::Sgdt_m1632 | Code::Sgdt_m1664 => (s.gdtr_base, s.gdtr_limit),
@@ -66,7 +61,7 @@ pub(super) fn store_selector(cpu: &mut Cpu, insn: &Insn) -> Exec {
         return Err(cpu.ud());
     }
     cpu.check_umip()?;
-    cpu.check_descriptor_table(REASON_LDTR_TR, insn)?;
+    cpu.check_descriptor_table(reason::LDTR_TR, insn)?;
     let n = if matches!(insn.iced.code(), Code::Sldt_rm16 | Code::Sldt_r32m16 | Code::Sldt_r64m16) {
         seg::LDTR
     } else {
@@ -108,15 +103,6 @@ fn system_segment(descriptor: Descriptor, selector: u16, access: u64) -> Segment
 }
 
 impl Cpu {
-    /// "Descriptor-table exiting": the qualification is the displacement.
-    fn check_descriptor_table(&mut self, reason: u32, insn: &Insn) -> Exec {
-        if self.ctl.primary >> 31 != 0 && self.ctl.secondary & DESCRIPTOR_TABLE_EXITING != 0 {
-            let displacement = insn.iced.memory_displacement64();
-            return Err(self.exit_insn_info(reason, displacement, insn));
-        }
-        Ok(())
-    }
-
     /// The operand of LLDT and LTR after the checks that come first.
     fn system_selector(&mut self, insn: &Insn) -> Exec<u16> {
         if !self.mode.protected {
@@ -125,7 +111,7 @@ impl Cpu {
         if self.cpl() != 0 {
             return Err(self.gp0());
         }
-        self.check_descriptor_table(REASON_LDTR_TR, insn)?;
+        self.check_descriptor_table(reason::LDTR_TR, insn)?;
         self.rm16(insn, 0)
     }
 

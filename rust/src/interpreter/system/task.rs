@@ -5,12 +5,9 @@
 use crate::cpu::Cpu;
 use crate::state::seg;
 use crate::stop::{Exec, Stop, vector};
+use crate::vmx::reason;
 
 use super::segment::{Descriptor, selector_error, system_type};
-use super::shim::Pending as _;
-
-/// Basic exit reason 9.
-const REASON_TASK_SWITCH: u32 = 9;
 
 /// Bits 31:30 of the exit qualification (SDM table 28-2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +24,7 @@ impl Cpu {
     /// comes before it.
     pub(crate) fn task_switch(&mut self, selector: u16, source: TaskSource) -> Stop {
         match self.check_task(selector, source) {
-            Ok(()) => self.exit_insn(REASON_TASK_SWITCH, u64::from(selector) | (source as u64) << 30),
+            Ok(()) => self.exit_insn(reason::TASK_SWITCH, u64::from(selector) | (source as u64) << 30),
             Err(stop) => stop,
         }
     }

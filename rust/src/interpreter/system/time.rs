@@ -9,27 +9,10 @@ use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::state::{cr, flag, gpr};
 use crate::stop::Exec;
-
-/// Basic exit reasons (SDM appendix C).
-const REASON_RDPMC: u32 = 15;
-const REASON_RDTSC: u32 = 16;
-const REASON_RDTSCP: u32 = 51;
-const REASON_RDRAND: u32 = 57;
-const REASON_RDSEED: u32 = 61;
-/// Primary controls.
-const RDPMC_EXITING: u32 = 1 << 11;
-const RDTSC_EXITING: u32 = 1 << 12;
-/// Secondary controls.
-const ENABLE_RDTSCP: u32 = 1 << 3;
-const RDRAND_EXITING: u32 = 1 << 11;
-const RDSEED_EXITING: u32 = 1 << 16;
+use crate::vmx::bits::{primary, secondary};
+use crate::vmx::{Feature, reason};
 
 impl Cpu {
-    /// A secondary control; 0 when they are not activated.
-    pub(super) fn secondary(&self, bit: u32) -> bool {
-        self.ctl.primary >> 31 != 0 && self.ctl.secondary & bit != 0
-    }
-
     fn check_time_stamp(&mut self) -> Exec {
         if self.state.cr4 & cr::CR4_TSD != 0 && self.cpl() != 0 {
             return Err(self.gp0());
@@ -46,7 +29,7 @@ impl Cpu {
 /// RDTSC.
 pub(super) fn rdtsc(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     cpu.check_time_stamp()?;
-    cpu.check_primary(RDTSC_EXITING, REASON_RDTSC, 0)?;
+    cpu.check_primary(primary::RDTSC, reason::RDTSC, 0)?;
     let value = cpu.tsc();
     cpu.set_edx_eax(value);
     Ok(())
@@ -54,11 +37,11 @@ pub(super) fn rdtsc(cpu: &mut Cpu, _insn: &Insn) -> Exec {
 
 /// RDTSCP: #UD without "enable RDTSCP".
 pub(super) fn rdtscp(cpu: &mut Cpu, _insn: &Insn) -> Exec {
-    if !cpu.secondary(ENABLE_RDTSCP) {
+    if !cpu.enabled(secondary::RDTSCP) {
         return Err(cpu.ud());
     }
     cpu.check_time_stamp()?;
-    cpu.check_primary(RDTSC_EXITING, REASON_RDTSCP, 0)?;
+    cpu.check_primary(primary::RDTSC, reason::RDTSCP, 0)?;
     let value = cpu.tsc();
     cpu.set_edx_eax(value);
     cpu.state.gpr[gpr::RCX] = cpu.state.tsc_aux & 0xffff_ffff;
@@ -67,7 +50,7 @@ pub(super) fn rdtscp(cpu: &mut Cpu, _insn: &Insn) -> Exec {
 
 /// RDPID: #UD without "enable RDTSCP".
 pub(super) fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    if !cpu.secondary(ENABLE_RDTSCP) {
+    if !cpu.enabled(secondary::RDTSCP) {
         return Err(cpu.ud());
     }
     let value = cpu.state.tsc_aux & 0xffff_ffff;
@@ -80,17 +63,15 @@ pub(super) fn rdpmc(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     if cpu.state.cr4 & cr::CR4_PCE == 0 && cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    cpu.check_primary(RDPMC_EXITING, REASON_RDPMC, 0)?;
+    cpu.check_primary(primary::RDPMC, reason::RDPMC, 0)?;
     Err(cpu.gp0())
 }
 
 /// RDRAND and RDSEED: CF = 1, the other status flags 0.
 pub(super) fn random(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let seed = matches!(insn.iced.code(), Code::Rdseed_r16 | Code::Rdseed_r32 | Code::Rdseed_r64);
-    let (bit, reason) = if seed { (RDSEED_EXITING, REASON_RDSEED) } else { (RDRAND_EXITING, REASON_RDRAND) };
-    if cpu.secondary(bit) {
-        return Err(cpu.exit_insn_info(reason, 0, insn));
-    }
+    cpu.needs(if seed { Feature::Rdseed } else { Feature::Rdrand })?;
+    cpu.check_random(seed, insn)?;
     let value = random_word(cpu);
     cpu.set_gpr_operand(insn, 0, value);
     cpu.state.rflags = cpu.state.rflags & !flag::STATUS | flag::CF;

@@ -7,19 +7,10 @@ use iced_x86::Code;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::Insn;
 use crate::stop::Exec;
+use crate::vmx::bits::{primary, secondary};
+use crate::vmx::reason;
 
 use super::operand::number;
-
-/// Basic exit reasons (SDM appendix C).
-const REASON_INVD: u32 = 13;
-const REASON_INVLPG: u32 = 14;
-const REASON_WBINVD: u32 = 54;
-const REASON_INVPCID: u32 = 58;
-/// Primary control "INVLPG exiting".
-const INVLPG_EXITING: u32 = 1 << 9;
-/// Secondary controls.
-const WBINVD_EXITING: u32 = 1 << 6;
-const ENABLE_INVPCID: u32 = 1 << 12;
 
 /// INVLPG.
 pub(super) fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Exec {
@@ -29,25 +20,17 @@ pub(super) fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Exec {
     // The address is not accessed: no limit or canonicality check.
     let offset = cpu.ea(insn);
     let linear = cpu.flat_address(usize::from(insn.seg), offset);
-    if cpu.ctl.primary & INVLPG_EXITING != 0 {
-        return Err(cpu.exit_insn(REASON_INVLPG, linear));
-    }
+    cpu.check_primary(primary::INVLPG, reason::INVLPG, linear)?;
     cpu.invlpg(linear);
     Ok(())
 }
 
 /// INVPCID: #UD without "enable INVPCID" (SDM vol. 3, 26.3).
 pub(super) fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    if cpu.ctl.primary >> 31 == 0 || cpu.ctl.secondary & ENABLE_INVPCID == 0 || cpu.mode.v8086 {
+    if cpu.mode.v8086 {
         return Err(cpu.ud());
     }
-    if cpu.cpl() != 0 {
-        return Err(cpu.gp0());
-    }
-    if cpu.ctl.primary & INVLPG_EXITING != 0 {
-        let displacement = insn.iced.memory_displacement64();
-        return Err(cpu.exit_insn_info(REASON_INVPCID, displacement, insn));
-    }
+    cpu.check_invpcid(insn)?;
     let mask = if insn.iced.code() == Code::Invpcid_r64_m128 { !0 } else { 0xffff_ffff };
     let kind = cpu.state.gpr[number(insn.iced.op0_register())] & mask;
     let linear = cpu.mem(insn, 16, false)?;
@@ -60,7 +43,7 @@ pub(super) fn invd(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    Err(cpu.exit_insn(REASON_INVD, 0))
+    Err(cpu.exit_always(reason::INVD))
 }
 
 /// WBINVD and WBNOINVD.
@@ -68,7 +51,7 @@ pub(super) fn wbinvd(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    cpu.check_secondary(WBINVD_EXITING, REASON_WBINVD, 0)
+    cpu.check_secondary(secondary::WBINVD, reason::WBINVD, 0)
 }
 
 impl Cpu {

@@ -8,13 +8,10 @@ use crate::cpu::{Bits, Cpu};
 use crate::decode::Insn;
 use crate::state::{cr, gpr};
 use crate::stop::Exec;
-
-/// Basic exit reasons (SDM appendix C).
-const REASON_CPUID: u32 = 10;
-const REASON_XSETBV: u32 = 55;
+use crate::vmx::{Feature, reason};
 
 /// Basic exit reason of a VMX instruction.
-fn reason(code: Code) -> u32 {
+fn exit_reason(code: Code) -> u32 {
     match code {
         Code::Vmcall => 18,
         Code::Vmclear_m64 => 19,
@@ -33,40 +30,61 @@ fn reason(code: Code) -> u32 {
 
 /// VMCALL exits from any mode.
 pub(super) fn vmcall(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    Err(cpu.exit_insn(reason(insn.iced.code()), 0))
+    Err(cpu.exit_always(exit_reason(insn.iced.code())))
 }
 
 /// The other VMX instructions: #UD outside of protected mode and in compatibility mode, else a VM exit at
 /// any privilege level (SDM vol. 3, 31.3: non-root operation is asked before CPL).
 pub(super) fn vmx(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.needs(Feature::Vmx)?;
     if !cpu.mode.protected || cpu.mode.long && cpu.mode.bits != Bits::B64 {
         return Err(cpu.ud());
     }
-    let reason = reason(insn.iced.code());
-    match insn.iced.code() {
-        Code::Vmread_rm32_r32 | Code::Vmread_rm64_r64 => {
-            if cpu.shadow_vmread(insn)? {
-                return Ok(());
-            }
-        }
-        Code::Vmwrite_r32_rm32 | Code::Vmwrite_r64_rm64 => {
-            if cpu.shadow_vmwrite(insn)? {
-                return Ok(());
-            }
-        }
-        _ => {}
+    let reason = exit_reason(insn.iced.code());
+    Err(match insn.iced.code() {
+        Code::Vmread_rm32_r32 | Code::Vmread_rm64_r64 => return vmread(cpu, insn),
+        Code::Vmwrite_r32_rm32 | Code::Vmwrite_r64_rm64 => return vmwrite(cpu, insn),
+        Code::Vmlaunch | Code::Vmresume | Code::Vmxoff => cpu.exit_always(reason),
+        _ => cpu.exit_insn_memory(reason, insn),
+    })
+}
+
+/// VMREAD r/m, field: from the shadow VMCS where that is allowed.
+fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let encoding = cpu.gpr_operand(insn, 1);
+    let Some(value) = cpu.shadow_vmread(encoding, insn)? else { return Ok(()) };
+    if insn.iced.op_kind(0) == OpKind::Register {
+        cpu.set_gpr_operand(insn, 0, value);
+    } else {
+        let width = operand_width(cpu);
+        let linear = cpu.mem(insn, width, true)?;
+        cpu.write_width(linear, u64::from(width), value)?;
     }
-    let memory = (0..insn.iced.op_count()).any(|k| insn.iced.op_kind(k) == OpKind::Memory);
-    if !memory && matches!(insn.iced.code(), Code::Vmlaunch | Code::Vmresume | Code::Vmxoff) {
-        return Err(cpu.exit_insn(reason, 0));
-    }
-    let displacement = if memory { cpu.displacement(insn) } else { 0 };
-    Err(cpu.exit_insn_info(reason, displacement, insn))
+    cpu.vm_succeed();
+    Ok(())
+}
+
+/// VMWRITE field, r/m: to the shadow VMCS where that is allowed.
+fn vmwrite(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let encoding = cpu.gpr_operand(insn, 0);
+    cpu.shadow_vmwrite(encoding, insn, |cpu| {
+        if insn.iced.op_kind(1) == OpKind::Register {
+            return Ok(cpu.gpr_operand(insn, 1));
+        }
+        let width = operand_width(cpu);
+        let linear = cpu.mem(insn, width, false)?;
+        cpu.read_width(linear, u64::from(width))
+    })
+}
+
+/// The operands of VMREAD and VMWRITE have 64 bits in 64-bit mode, else 32.
+fn operand_width(cpu: &Cpu) -> u32 {
+    if cpu.mode.bits == Bits::B64 { 8 } else { 4 }
 }
 
 /// CPUID always exits.
 pub(super) fn cpuid(cpu: &mut Cpu, _insn: &Insn) -> Exec {
-    Err(cpu.exit_insn(REASON_CPUID, 0))
+    Err(cpu.exit_always(reason::CPUID))
 }
 
 /// XSETBV: #UD without CR4.OSXSAVE, #GP(0) outside CPL 0, then always a VM exit.
@@ -77,7 +95,7 @@ pub(super) fn xsetbv(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    Err(cpu.exit_insn(REASON_XSETBV, 0))
+    Err(cpu.exit_always(reason::XSETBV))
 }
 
 /// XGETBV: XCR0, or (ECX = 1) what of it is in use.
@@ -87,7 +105,7 @@ pub(super) fn xgetbv(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     }
     let value = match cpu.state.gpr[gpr::RCX] as u32 {
         0 => cpu.state.xcr0,
-        1 if cpu.model.has(crate::vmx::features::Feature::Xsavec) => cpu.state.xcr0 & xinuse(cpu),
+        1 if cpu.model.has(Feature::Xsavec) => cpu.state.xcr0 & xinuse(cpu),
         _ => return Err(cpu.gp0()),
     };
     cpu.state.gpr[gpr::RAX] = value & 0xffff_ffff;
@@ -105,12 +123,4 @@ fn xinuse(cpu: &Cpu) -> u64 {
 /// GETSEC: there are no safer mode extensions.
 pub(super) fn undefined(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     Err(cpu.ud())
-}
-
-impl Cpu {
-    /// The displacement of a memory operand as exit qualifications report it: of a RIP-relative operand
-    /// the address itself less the index (SDM table 28-1).
-    pub(super) fn displacement(&self, insn: &Insn) -> u64 {
-        insn.iced.memory_displacement64()
-    }
 }

@@ -1,4 +1,4 @@
-//! HLT, PAUSE, MONITOR, MWAIT (SDM vol. 2; vol. 3, 26.1.3 and 26.3).
+//! HLT, MONITOR, MWAIT (SDM vol. 2; vol. 3, 26.1.3 and 26.3).
 //!
 //! How a halted core waits is the run loop's matter.
 
@@ -8,17 +8,9 @@ use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::state::gpr;
 use crate::stop::Exec;
+use crate::vmx::bits::primary;
+use crate::vmx::{Feature, reason};
 
-/// Basic exit reasons (SDM appendix C).
-const REASON_HLT: u32 = 12;
-const REASON_MWAIT: u32 = 36;
-const REASON_MONITOR: u32 = 39;
-const REASON_PAUSE: u32 = 40;
-/// Primary controls.
-const HLT_EXITING: u32 = 1 << 7;
-const MWAIT_EXITING: u32 = 1 << 10;
-const MONITOR_EXITING: u32 = 1 << 29;
-const PAUSE_EXITING: u32 = 1 << 30;
 /// Activity state.
 const HALTED: u64 = 1;
 
@@ -27,22 +19,18 @@ pub(super) fn hlt(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    cpu.check_primary(HLT_EXITING, REASON_HLT, 0)?;
+    cpu.check_primary(primary::HLT, reason::HLT, 0)?;
     cpu.state.activity = HALTED;
     Ok(())
 }
 
-/// PAUSE.
-pub(super) fn pause(cpu: &mut Cpu, _insn: &Insn) -> Exec {
-    cpu.check_primary(PAUSE_EXITING, REASON_PAUSE, 0)
-}
-
 /// MONITOR: #UD outside CPL 0; the address is checked as a load of a byte.
 pub(super) fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.needs(Feature::Monitor)?;
     if cpu.cpl() != 0 {
         return Err(cpu.ud());
     }
-    cpu.check_primary(MONITOR_EXITING, REASON_MONITOR, 0)?;
+    cpu.check_primary(primary::MONITOR, reason::MONITOR, 0)?;
     if cpu.state.gpr[gpr::RCX] as u32 != 0 {
         return Err(cpu.gp0());
     }
@@ -62,11 +50,12 @@ pub(super) fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// MWAIT. Where it does not exit it ends at once: waking early is allowed (SDM vol. 2, MWAIT).
 pub(super) fn mwait(cpu: &mut Cpu, _insn: &Insn) -> Exec {
+    cpu.needs(Feature::Monitor)?;
     if cpu.cpl() != 0 {
         return Err(cpu.ud());
     }
     let armed = u64::from(cpu.state.monitor != 0);
-    cpu.check_primary(MWAIT_EXITING, REASON_MWAIT, armed)?;
+    cpu.check_primary(primary::MWAIT, reason::MWAIT, armed)?;
     if cpu.state.gpr[gpr::RCX] as u32 > 1 {
         return Err(cpu.gp0());
     }
