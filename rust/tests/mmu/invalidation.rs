@@ -1,0 +1,218 @@
+//! What lives in the TLBs and what each operation drops (SDM 4.10, 29.4.3).
+
+use silicon::mmu::Invalidation;
+use silicon::state::cr;
+
+use crate::machine::*;
+
+/// Two pages of data: which one a linear address shows tells whether its translation was cached.
+const OLD: u64 = 0x5000;
+const NEW: u64 = 0x6000;
+
+/// Long mode with PCIDs; OLD holds 1, NEW holds 2.
+fn machine() -> Machine {
+    let mut m = Machine::long();
+    m.cpu.state.cr4 |= cr::CR4_PCIDE;
+    m.poke(OLD, 1);
+    m.poke(NEW, 2);
+    m.refresh();
+    m
+}
+
+/// Caches a translation of `linear` to OLD and changes the entry to NEW.
+fn cached(m: &mut Machine, linear: u64, flags: u64) {
+    m.map(linear, OLD | P | W | flags, 1);
+    assert_eq!(m.read(linear), Ok(1));
+    m.map(linear, NEW | P | W | flags, 1);
+    assert_eq!(m.read(linear), Ok(1), "still cached");
+}
+
+/// MOV to CR3: same tables, PCID `pcid`.
+fn mov_cr3(m: &mut Machine, pcid: u64, no_flush: bool) {
+    let old = m.cpu.state.cr3;
+    m.cpu.state.cr3 = old & !0xfff | pcid;
+    m.cpu.mmu_cr_written(3, old, no_flush);
+}
+
+#[test]
+fn invlpg_drops_one_page() {
+    let mut m = machine();
+    cached(&mut m, 0x1000, 0);
+    cached(&mut m, 0x2000, 0);
+    m.cpu.invlpg(0x1abc);
+    assert_eq!((m.read(0x1000), m.read(0x2000)), (Ok(2), Ok(1)));
+}
+
+#[test]
+fn invlpg_drops_a_large_page_as_a_whole() {
+    let mut m = machine();
+    m.map(0x20_0000, P | W | PS, 2);
+    assert_eq!((m.read(0x20_0000 + OLD), m.read(0x20_0000 + NEW)), (Ok(1), Ok(2)));
+    m.map(0x20_0000, 0x40_0000 | P | W | PS, 2);
+    assert_eq!((m.read(0x20_0000 + OLD), m.read(0x20_0000 + NEW)), (Ok(1), Ok(2)));
+    m.cpu.invlpg(0x3f_f000);
+    assert_eq!((m.read(0x20_0000 + OLD), m.read(0x20_0000 + NEW)), (Ok(0), Ok(0)));
+}
+
+#[test]
+fn mov_cr3_flushes_its_pcid_but_for_globals() {
+    let mut m = machine();
+    cached(&mut m, 0x1000, 0);
+    cached(&mut m, 0x2000, G);
+    mov_cr3(&mut m, 0, true);
+    assert_eq!(m.read(0x1000), Ok(1), "no-flush");
+    mov_cr3(&mut m, 0, false);
+    assert_eq!((m.read(0x1000), m.read(0x2000)), (Ok(2), Ok(1)));
+}
+
+#[test]
+fn pcids_keep_their_translations() {
+    let mut m = machine();
+    cached(&mut m, 0x1000, 0);
+    mov_cr3(&mut m, 5, true);
+    assert_eq!(m.read(0x1000), Ok(2), "another PCID");
+    mov_cr3(&mut m, 5, false);
+    mov_cr3(&mut m, 0, true);
+    assert_eq!(m.read(0x1000), Ok(1), "flushing PCID 5 leaves PCID 0 alone");
+    m.cpu.invpcid(1, 0, 0).unwrap();
+    assert_eq!(m.read(0x1000), Ok(2));
+}
+
+#[test]
+fn invlpg_reaches_global_translations_of_all_pcids() {
+    let mut m = machine();
+    cached(&mut m, 0x1000, G);
+    mov_cr3(&mut m, 7, true);
+    m.cpu.invlpg(0x1000);
+    mov_cr3(&mut m, 0, true);
+    assert_eq!(m.read(0x1000), Ok(2));
+}
+
+#[test]
+fn invpcid_types() {
+    for (kind, local, global) in [(0, 2, 2), (1, 2, 1), (2, 2, 2), (3, 2, 1)] {
+        let mut m = machine();
+        cached(&mut m, 0x1000, 0);
+        cached(&mut m, 0x2000, G);
+        m.cpu.invpcid(kind, 0, 0x1000).unwrap();
+        assert_eq!(m.read(0x1000), Ok(local), "type {kind}");
+        if kind != 0 {
+            assert_eq!(m.read(0x2000), Ok(global), "type {kind}, global");
+        }
+    }
+    let mut m = machine();
+    for (kind, pcid, linear) in [(4, 0, 0), (0, 0x1000, 0), (1, 1 << 63, 0), (0, 0, 1 << 47), (3, 0x1000, 0)] {
+        assert!(m.cpu.invpcid(kind, pcid, linear).is_err(), "type {kind}");
+        assert_eq!((m.cpu.fault.vector, m.cpu.fault.error), (13, Some(0)));
+    }
+    m.cpu.state.cr4 &= !cr::CR4_PCIDE;
+    assert!(m.cpu.invpcid(1, 3, 0).is_err(), "PCID without CR4.PCIDE");
+    assert!(m.cpu.invpcid(2, 3, 0).is_ok(), "which type 2 does not look at");
+}
+
+#[test]
+fn control_registers_flush_globals_too() {
+    let mut m = machine();
+    cached(&mut m, 0x1000, G);
+    let old = m.cpu.state.cr4;
+    m.cpu.state.cr4 ^= cr::CR4_PGE;
+    m.cpu.mmu_cr_written(4, old, false);
+    m.cpu.state.cr4 = old;
+    m.cpu.mmu_cr_written(4, old ^ cr::CR4_PGE, false);
+    assert_eq!(m.read(0x1000), Ok(2));
+    cached(&mut m, 0x2000, G);
+    let old = m.cpu.state.cr0;
+    m.cpu.state.cr0 &= !cr::CR0_PG;
+    m.cpu.mmu_cr_written(0, old, false);
+    m.cpu.state.cr0 = old;
+    m.cpu.mmu_cr_written(0, old & !cr::CR0_PG, false);
+    assert_eq!(m.read(0x2000), Ok(2));
+}
+
+#[test]
+fn write_protection_by_cr0_needs_no_flush() {
+    let mut m = machine();
+    m.map(0x1000, OLD | P | A | D, 1);
+    m.cpu.state.cr0 &= !cr::CR0_WP;
+    m.refresh();
+    assert!(m.write(0x1000, 1).is_ok());
+    m.cpu.state.cr0 |= cr::CR0_WP;
+    m.refresh();
+    assert!(m.write(0x1000, 1).is_err());
+}
+
+#[test]
+fn vpids_are_apart() {
+    let mut m = machine();
+    m.cpu.ctl.vpid = 1;
+    m.cpu.mmu_enter();
+    cached(&mut m, 0x1000, G);
+    m.cpu.ctl.vpid = 2;
+    m.cpu.mmu_enter();
+    assert_eq!(m.read(0x1000), Ok(2));
+    m.cpu.invpcid(2, 0, 0).unwrap();
+    m.cpu.invalidate(Invalidation::Vpid { vpid: 2 });
+    m.cpu.ctl.vpid = 1;
+    m.cpu.mmu_enter();
+    assert_eq!(m.read(0x1000), Ok(1), "VM entry keeps the VPID's translations");
+    m.cpu.invalidate(Invalidation::VpidRetainingGlobals { vpid: 1 });
+    assert_eq!(m.read(0x1000), Ok(1));
+    m.cpu.invalidate(Invalidation::Address { vpid: 1, linear: 0x1000 });
+    assert_eq!(m.read(0x1000), Ok(2));
+    cached(&mut m, 0x2000, 0);
+    m.cpu.invalidate(Invalidation::AllVpids);
+    assert_eq!(m.read(0x2000), Ok(2));
+}
+
+#[test]
+fn vm_entry_flushes_vpid_0() {
+    let mut m = machine();
+    m.cpu.mmu_enter();
+    cached(&mut m, 0x1000, G);
+    m.cpu.mmu_enter();
+    assert_eq!(m.read(0x1000), Ok(2));
+}
+
+#[test]
+fn invept_by_pointer() {
+    let mut m = machine();
+    m.cpu.ctl.vpid = 1;
+    m.ept_identity(7);
+    m.map(0x1000, 0x9000 | P | W, 1);
+    m.ept_map(0x9000, OLD | 0x37, 1);
+    let first = m.cpu.ctl.ept_pointer;
+    assert_eq!(m.read(0x1000), Ok(1));
+    // A second EPT pointer with the same tables below it.
+    let second = first + 0x40_000;
+    m.cpu.memory.copy(second & !0xfff, first & !0xfff, 0x1000);
+    m.ept_map(0x9000, NEW | 0x37, 1);
+    m.cpu.ctl.ept_pointer = second;
+    m.refresh();
+    assert_eq!(m.read(0x1000), Ok(2), "mappings are tagged with the EPT pointer");
+    m.cpu.ctl.ept_pointer = first;
+    m.refresh();
+    m.cpu.invalidate(Invalidation::Ept { eptp: Some(second) });
+    m.cpu.invalidate(Invalidation::Vpid { vpid: 2 });
+    assert_eq!(m.read(0x1000), Ok(1));
+    m.cpu.invalidate(Invalidation::Vpid { vpid: 1 });
+    assert_eq!(m.read(0x1000), Ok(1), "INVVPID leaves guest-physical mappings");
+    m.cpu.invalidate(Invalidation::Ept { eptp: Some(first) });
+    assert_eq!(m.read(0x1000), Ok(2));
+    m.ept_map(0x9000, OLD | 0x37, 1);
+    assert_eq!(m.read(0x1000), Ok(2));
+    m.cpu.invalidate(Invalidation::Ept { eptp: None });
+    assert_eq!(m.read(0x1000), Ok(1));
+}
+
+#[test]
+fn more_address_spaces_than_are_kept() {
+    let mut m = machine();
+    for round in 0..2u64 {
+        for pcid in 0..100 {
+            mov_cr3(&mut m, pcid, true);
+            m.map(0x1000, if pcid % 2 == 0 { OLD } else { NEW } | P | W, 1);
+            m.cpu.invlpg(0x1000);
+            assert_eq!(m.read(0x1000), Ok(1 + pcid % 2), "round {round}, PCID {pcid}");
+        }
+    }
+}
