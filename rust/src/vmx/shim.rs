@@ -13,10 +13,12 @@ pub trait HostMemory {
 }
 
 impl HostMemory for Cpu {
-    fn host_byte(&self, _pa: u64) -> u8 {
-        0xff
+    fn host_byte(&self, pa: u64) -> u8 {
+        self.memory.read(pa)
     }
-    fn set_host_u32(&self, _pa: u64, _value: u32) {}
+    fn set_host_u32(&self, pa: u64, value: u32) {
+        self.memory.write(pa, value);
+    }
     fn vmcs_at(&self, _host_pa: u64) -> Option<VmcsPage> {
         None
     }

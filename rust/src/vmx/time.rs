@@ -15,7 +15,7 @@ impl Cpu {
         if self.ctl.tsc_multiplier == 1 << 48 {
             return raw.wrapping_add(self.ctl.tsc_offset);
         }
-        let scaled = (u128::from(raw) * u128::from(self.ctl.tsc_multiplier) >> 48) as u64;
+        let scaled = ((u128::from(raw) * u128::from(self.ctl.tsc_multiplier)) >> 48) as u64;
         scaled.wrapping_add(self.ctl.tsc_offset)
     }
 

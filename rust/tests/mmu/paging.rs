@@ -157,7 +157,7 @@ fn allowed(kind: usize, user: bool, rights: (bool, bool, bool), wp: bool, smep: 
         (0, false) => !(user_page && smap),
         (1, false) if user_page => !smap && (!wp || writable),
         (1, false) => !wp || writable,
-        _ => !nx && !(user_page && smep),
+        _ => !(nx || user_page && smep),
     }
 }
 
