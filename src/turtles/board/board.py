@@ -28,7 +28,7 @@ from turtles.devices.ioapic import IoApic
 from turtles.devices.lapic import LocalApic
 from turtles.devices.pci.function import PciFunction
 from turtles.devices.pci.host import PciHost
-from turtles.devices.pic import PicPair
+from turtles.devices.pic import CASCADE, PicPair
 from turtles.devices.pit import Pit
 from turtles.devices.rtc import CENTURY, Rtc
 from turtles.devices.uart import Uart
@@ -291,7 +291,7 @@ class Board:
         return layout.e820(self.options.ram_size)
 
     def place_firmware(self) -> None:
-        """Write BIOS data area and ACPI tables, and set the local APIC's pins to virtual wire mode."""
+        """Write BIOS data area and ACPI tables; set up the 8259s, all masked, and virtual wire mode."""
         area = bytearray(256)
         struct.pack_into("<H", area, 0x00, layout.PORT_COM1)
         struct.pack_into("<H", area, 0x0E, layout.EBDA >> 4)
@@ -299,6 +299,13 @@ class Board:
         self.memory.write(layout.BIOS_DATA, bytes(area))
         self.memory.write(layout.EBDA, b"\x01")  # its size in KiB
         self.memory.write(self.tables.base, self.tables.image)
+        for chip, vector, cascade in (
+            (self.pics.master, 0x08, 1 << CASCADE),
+            (self.pics.slave, 0x70, CASCADE),
+        ):
+            chip.write(0, 1, 0x11)
+            for value in (vector, cascade, 0x01, 0xFF):
+                chip.write(1, 1, value)
         for register, value in (
             (lapic.SVR, lapic.SVR_ENABLE | 0xFF),
             (lapic.LVT_LINT0, EXTINT << 8),
