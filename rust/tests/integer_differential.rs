@@ -67,6 +67,8 @@ fn excluded(i: &Instruction, bytes: &[u8]) -> bool {
     i.is_privileged()
         || matches!(i.segment_prefix(), Register::FS | Register::GS)
         || matches!(i.mnemonic(), M::INVALID | M::Rdpid | M::Pause | M::Salc)
+        // How many bytes a MOVSXD of 16 bits reads.
+        || i.code() == Code::Movsxd_r16_rm16
         // Makers differ: operand-size prefix on near branches of 64-bit code, REP on LOOP, register forms of 0F 0D.
         || i.flow_control() != FlowControl::Next
             && (bytes.contains(&0x66) || i.has_rep_prefix() || i.has_repne_prefix())
@@ -108,6 +110,10 @@ fn aim(bytes: &mut [u8], i: &Instruction, s: &mut NativeState, target: u64) -> b
     }
     s.gpr[b] = target.wrapping_sub(scaled).wrapping_sub(i.memory_displacement64());
     true
+}
+
+fn bytes_are_indirect_call(bytes: &[u8]) -> bool {
+    Decoder::new(64, bytes, DecoderOptions::NONE).decode().is_call_near_indirect()
 }
 
 struct Pair {
@@ -163,6 +169,12 @@ impl Pair {
             Outcome::Fault { vector: 14, error, address } => Outcome::Fault { vector: 14, error: error & !1, address },
             o => o,
         };
+        // CALL: the SDM tests the target before the push, other makers after it.
+        if matches!((got, wanted), (Outcome::Fault { vector: 13, .. }, Outcome::Fault { vector: 14, .. }))
+            && bytes_are_indirect_call(bytes)
+        {
+            return Ok(());
+        }
         if softened(got) != softened(wanted) {
             wrong += &format!("outcome {got:x?}, the host {wanted:x?}\n");
         }
@@ -242,7 +254,6 @@ fn random_instructions() {
         // Places that a CALL or RET can go to.
         memory[0x800..0x808].copy_from_slice(&(CODE + 0x200).to_le_bytes());
         done += 1;
-        if std::env::var("TRACE").is_ok() {
             eprintln!("{decoded} {bytes:02x?} {state:x?}");
         }
         kinds.insert(decoded.code());
