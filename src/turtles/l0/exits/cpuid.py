@@ -1,0 +1,98 @@
+"""CPUID as L1 sees it: silicon's model, what depends on registers, and L0's own leaves.
+
+L1 is told that it runs below a hypervisor, with KVM's signature and only the features that L0 has: Linux
+trusts x2APIC without interrupt remapping only then. Answers are remembered; of the leaves whose contents
+move, only those bits are worked out anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turtles.l0.vmcs import bits as X
+from turtles.silicon import fields as F
+from turtles.silicon import slots as S
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+
+Registers = tuple[int, int, int, int]
+
+HYPERVISOR_BASE: Final = 0x4000_0000
+HYPERVISOR_FEATURES: Final = 0x4000_0001
+_LEAF1_HYPERVISOR: Final = 1 << 31
+_LEAF1_OSXSAVE: Final = 1 << 27
+# KVM_FEATURE_NOP_IO_DELAY: no write to port 80H after each port access.
+_KVM_FEATURES: Final = 1 << 1
+_SIGNATURE: Final[Registers] = (
+    HYPERVISOR_FEATURES,
+    int.from_bytes(b"KVMK", "little"),
+    int.from_bytes(b"VMKV", "little"),
+    int.from_bytes(b"M\0\0\0", "little"),
+)
+# ECX selects a subleaf in these only.
+_WITH_SUBLEAVES: Final = frozenset((4, 7, 0xB, 0xD, 0x14, 0x15, 0x1F))
+_XSAVE: Final = 0xD
+
+
+class CpuidTable:
+    """Answers that depend on leaf and subleaf alone, made when first asked for; all virtual CPUs share it."""
+
+    def __init__(self, machine_cpuid: CpuidSource) -> None:
+        self._source = machine_cpuid
+        self._fixed: dict[tuple[int, int], Registers] = {}
+
+    def fixed(self, leaf: int, subleaf: int) -> Registers:
+        """What L1 reads, but for what depends on registers."""
+        if leaf not in _WITH_SUBLEAVES:
+            subleaf = 0
+        key = (leaf, subleaf)
+        found = self._fixed.get(key)
+        if found is None:
+            if len(self._fixed) > 4096:  # ECX is the guest's: the table must not grow with it
+                self._fixed.clear()
+            found = self._fixed[key] = self._make(leaf, subleaf)
+        return found
+
+    def _make(self, leaf: int, subleaf: int) -> Registers:
+        if leaf == HYPERVISOR_BASE:
+            return _SIGNATURE
+        if leaf == HYPERVISOR_FEATURES:
+            return (_KVM_FEATURES, 0, 0, 0)
+        if HYPERVISOR_BASE <= leaf < HYPERVISOR_BASE + 0x1000_0000:
+            return (0, 0, 0, 0)
+        a, b, c, d = self._source.cpuid(leaf, subleaf, 1)
+        if leaf == 1:
+            c |= _LEAF1_HYPERVISOR
+        return (a, b, c, d)
+
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class CpuidSource(Protocol):
+        """Silicon's Model, as far as it matters here."""
+
+        def cpuid(self, leaf: int, subleaf: int = 0, xcr0: int = 7) -> Registers:
+            """EAX, EBX, ECX, EDX."""
+            ...
+
+
+def cpuid(vcpu: Vcpu) -> None:
+    """CPUID of L1. (L2's is always reflected.)"""
+    regs = vcpu.regs
+    leaf, subleaf = regs[S.RAX] & 0xFFFF_FFFF, regs[S.RCX] & 0xFFFF_FFFF
+    a, b, c, d = vcpu.machine.cpuid.fixed(leaf, subleaf)
+    if leaf == 1:
+        b = b & 0xFF_FFFF | vcpu.identity << 24
+        if vcpu.v[F.GUEST_CR4] & X.CR4_OSXSAVE:
+            c |= _LEAF1_OSXSAVE
+    elif leaf == _XSAVE:
+        a, b, c, d = vcpu.machine.l1_model.cpuid(leaf, subleaf, regs[S.XCR0])
+    elif leaf == 0xB:
+        d = vcpu.identity
+    regs[S.RAX] = a
+    regs[S.RBX] = b
+    regs[S.RCX] = c
+    regs[S.RDX] = d
+    vcpu.advance()

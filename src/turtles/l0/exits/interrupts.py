@@ -1,0 +1,19 @@
+"""External-interrupt exits (a deadline or a kick from another thread) and the windows that L0 asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+
+
+def external_interrupt(vcpu: Vcpu) -> None:
+    """Timers that are due and what other threads posted; then a look at what they made pending."""
+    vcpu.events.run(vcpu.core.now())
+    vcpu.attention = True
+
+
+def window(vcpu: Vcpu) -> None:
+    """Interrupts or NMIs are open now; the window closes when the next entry is prepared."""
+    vcpu.attention = True

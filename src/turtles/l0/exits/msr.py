@@ -1,0 +1,180 @@
+"""RDMSR and WRMSR: which exit, and what L0 answers. Silicon has most MSRs itself and they never come here.
+
+L0's own are the local APIC's, the VT-x capabilities that L1 is offered, and writes that move the time-stamp
+counter (an armed APIC timer moves with it). What no bitmap covers always exits and is refused. `read` and
+`write` reach every MSR, for the MSR areas of a vmcs12.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turtles.l0.ram import PAGE
+from turtles.l0.vmcs import bits as X
+from turtles.silicon import fields as F
+from turtles.silicon import slots as S
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+
+TSC: Final = 0x10
+APIC_BASE: Final = 0x1B
+TSC_ADJUST: Final = 0x3B
+VMX_FIRST: Final = 0x480
+VMX_LAST: Final = 0x493
+TSC_DEADLINE: Final = 0x6E0
+X2APIC_FIRST: Final = 0x800
+X2APIC_LAST: Final = 0x8FF
+EFER: Final = 0xC000_0080
+M64: Final = 0xFFFF_FFFF_FFFF_FFFF
+_QUARTER: Final = 1024
+
+# MSRs that silicon keeps, by the slot of the core's state or the field of the VMCS in force that holds them.
+IN_CORE: Final = {
+    0x3A: S.FEATURE_CONTROL,
+    TSC_ADJUST: S.TSC_ADJUST,
+    0x48: S.SPEC_CTRL,
+    0x1A0: S.MISC_ENABLE,
+    0x277: S.PAT,
+    0x2FF: S.MTRR_DEF_TYPE,
+    0xDA0: S.XSS,
+    EFER: S.EFER,
+    0xC000_0081: S.STAR,
+    0xC000_0082: S.LSTAR,
+    0xC000_0083: S.CSTAR,
+    0xC000_0084: S.FMASK,
+    0xC000_0102: S.KERNEL_GS_BASE,
+    0xC000_0103: S.TSC_AUX,
+}
+IN_VMCS: Final = {
+    0x174: F.GUEST_SYSENTER_CS,
+    0x175: F.GUEST_SYSENTER_ESP,
+    0x176: F.GUEST_SYSENTER_EIP,
+    0x1D9: F.GUEST_DEBUGCTL,
+    0xC000_0100: F.GUEST_FS_BASE,
+    0xC000_0101: F.GUEST_GS_BASE,
+}
+_CANONICAL: Final = frozenset((0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102))
+_COMMANDS: Final = frozenset((0x49, 0x10B))  # PRED_CMD, FLUSH_CMD: nothing to flush
+# Bits that a value may have, where L0 checks it (others: any).
+_BITS: Final = {0x48: 7, EFER: 0xD01, 0x2FF: 0xCFF, 0x3A: 0, 0xDA0: 0, 0x174: 0xFFFF_FFFF, 0x1D9: 3}
+
+
+def make_bitmap(x2apic: bool = True) -> bytes:
+    """The MSR bitmap of vmcs01 (SDM 25.6.9). Without `x2apic`: as when L1 virtualizes those itself."""
+    both = [APIC_BASE, TSC_DEADLINE, *range(VMX_FIRST, VMX_LAST + 1)]
+    if x2apic:
+        both += range(X2APIC_FIRST, X2APIC_LAST + 1)
+    bitmap = bytearray(PAGE)
+    for msr in both:
+        _set(bitmap, msr, read=True, write=True)
+    for msr in (TSC, TSC_ADJUST):
+        _set(bitmap, msr, read=False, write=True)
+    return bytes(bitmap)
+
+
+def _set(bitmap: bytearray, msr: int, *, read: bool, write: bool) -> None:
+    at = (msr & 0x1FFF) >> 3
+    if msr >= 0xC000_0000:
+        at += _QUARTER
+    bit = 1 << (msr & 7)
+    if read:
+        bitmap[at] |= bit
+    if write:
+        bitmap[at + 2 * _QUARTER] |= bit
+
+
+def rdmsr(vcpu: Vcpu) -> None:
+    """RDMSR."""
+    regs = vcpu.regs
+    value = read(vcpu, regs[S.RCX] & 0xFFFF_FFFF)
+    if value is None:
+        vcpu.inject_exception(X.VECTOR_GP, 0)
+        return
+    regs[S.RAX] = value & 0xFFFF_FFFF
+    regs[S.RDX] = value >> 32
+    vcpu.advance()
+
+
+def wrmsr(vcpu: Vcpu) -> None:
+    """WRMSR."""
+    regs = vcpu.regs
+    value = regs[S.RAX] & 0xFFFF_FFFF | (regs[S.RDX] & 0xFFFF_FFFF) << 32
+    if write(vcpu, regs[S.RCX] & 0xFFFF_FFFF, value):
+        vcpu.advance()
+    else:
+        vcpu.inject_exception(X.VECTOR_GP, 0)
+    vcpu.attention = True
+
+
+def _is_apic(msr: int) -> bool:
+    return X2APIC_FIRST <= msr <= X2APIC_LAST or msr in (APIC_BASE, TSC_DEADLINE)
+
+
+def read(vcpu: Vcpu, msr: int) -> int | None:
+    """An MSR of L1's processor; none where RDMSR is #GP(0)."""
+    if _is_apic(msr):
+        try:
+            return vcpu.apic.read_msr(msr)
+        except ValueError:
+            return None
+    if VMX_FIRST <= msr <= VMX_LAST:
+        machine = vcpu.machine
+        return machine.l1_model.vmx_msr(msr) if machine.l1_has_vmx else None
+    if msr == TSC:
+        return tsc(vcpu)
+    slot = IN_CORE.get(msr)
+    if slot is not None:
+        return vcpu.regs[slot]
+    field = IN_VMCS.get(msr)
+    if field is not None:
+        return vcpu.v[field]
+    return None
+
+
+def write(vcpu: Vcpu, msr: int, value: int) -> bool:
+    """Writes an MSR of L1's processor; false where WRMSR is #GP(0)."""
+    if _is_apic(msr):
+        try:
+            vcpu.apic.write_msr(msr, value)
+        except ValueError:
+            return False
+        return True
+    regs = vcpu.regs
+    if msr == TSC:
+        # A write moves IA32_TSC_ADJUST by as much (SDM 18.17.3).
+        regs[S.TSC_ADJUST] = (regs[S.TSC_ADJUST] + value - tsc(vcpu)) & M64
+        vcpu.apic.tsc_changed()
+        return True
+    if msr in _COMMANDS:
+        return not value & ~1
+    if value & ~_BITS.get(msr, M64) or (msr in _CANONICAL and value >> 47 not in (0, 0x1FFFF)):
+        return False
+    slot = IN_CORE.get(msr)
+    if slot is not None:
+        if msr == EFER:
+            return _write_efer(vcpu, value)
+        regs[slot] = value
+        if msr == TSC_ADJUST:
+            vcpu.apic.tsc_changed()
+        return True
+    field = IN_VMCS.get(msr)
+    if field is None:
+        return False
+    vcpu.v[field] = value
+    return True
+
+
+def _write_efer(vcpu: Vcpu, value: int) -> bool:
+    """LME does not change while paging is on, and LMA only by CR0.PG (SDM 4.1.1)."""
+    regs = vcpu.regs
+    if vcpu.v[F.GUEST_CR0] & X.CR0_PG and (value ^ regs[S.EFER]) & X.EFER_LME:
+        return False
+    regs[S.EFER] = value & ~X.EFER_LMA | regs[S.EFER] & X.EFER_LMA
+    return True
+
+
+def tsc(vcpu: Vcpu) -> int:
+    """The time-stamp counter as L1 reads it."""
+    regs = vcpu.regs
+    return (vcpu.core.now() + regs[S.TSC_BASE] + regs[S.TSC_ADJUST]) & M64

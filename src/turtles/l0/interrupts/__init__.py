@@ -1,0 +1,1 @@
+"""Interrupts and NMIs on their way to L1 or L2."""

@@ -1,0 +1,98 @@
+"""Which pending interrupt or NMI goes where: into L1, into L2, or to L1 as an exit from L2.
+
+Called before an entry when something may have changed. An event for L1 that cannot leave L2 yet (an entry
+of L1's is pending, or an event is being injected) makes L2 run and exit at its first instruction boundary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turtles.l0.nested import reflect
+from turtles.l0.vmcs import bits as X
+from turtles.silicon import ExitReason
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+
+_SHADOW = C.BLOCKING_STI | C.BLOCKING_MOV_SS
+
+
+def deliver(vcpu: Vcpu) -> None:
+    """Injects or reflects what is pending, or asks for the window in which that becomes possible."""
+    apic = vcpu.apic
+    if vcpu.level == 2:
+        if apic.nmi_pending and vcpu.entered12.pin12 & C.PIN_NMI:
+            if _busy(vcpu):
+                vcpu.core.kick()
+                return
+            apic.take_nmi()
+            reflect.reflect_interrupt(vcpu, ExitReason.EXCEPTION_OR_NMI, X.VALID | X.TYPE_NMI | X.VECTOR_NMI)
+            # An exit caused by an NMI leaves NMIs blocked (SDM 28.5.5).
+            vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= C.BLOCKING_NMI
+        elif vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
+            vector = apic.pending()
+            if vector >= 0:
+                if _busy(vcpu):
+                    vcpu.core.kick()
+                    return
+                _exit_for_interrupt(vcpu, vector)
+    _inject(vcpu)
+
+
+def _busy(vcpu: Vcpu) -> bool:
+    """Whether L2 cannot be left for an interrupt yet."""
+    return vcpu.entry_pending or bool(vcpu.v[F.ENTRY_INTERRUPTION_INFO] & X.VALID)
+
+
+def _exit_for_interrupt(vcpu: Vcpu, vector: int) -> None:
+    """External-interrupt exit to L1; with acknowledge-on-exit it carries the vector (SDM 28.2.2)."""
+    info = 0
+    if vcpu.entered12.v[F.EXIT_CONTROLS] & C.EXIT_ACKNOWLEDGE:
+        vcpu.apic.acknowledge(vector)
+        info = X.VALID | X.TYPE_EXTERNAL | vector
+    reflect.reflect_interrupt(vcpu, ExitReason.EXTERNAL_INTERRUPT, info)
+
+
+def _inject(vcpu: Vcpu) -> None:
+    """Into the context that runs next. Where L1 intercepts an event of L2, it does not come here."""
+    v, apic = vcpu.v, vcpu.apic
+    intercepted = vcpu.entered12.pin12 if vcpu.level == 2 else 0
+    wanted = v[F.PRIMARY_CONTROLS] & ~(C.PRIMARY_INTERRUPT_WINDOW | C.PRIMARY_NMI_WINDOW)
+    free = not v[F.ENTRY_INTERRUPTION_INFO] & X.VALID
+    blocking = v[F.GUEST_INTERRUPTIBILITY]
+    if apic.nmi_pending and not intercepted & C.PIN_NMI:
+        if free and not blocking & (_SHADOW | C.BLOCKING_NMI):
+            apic.take_nmi()
+            v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_NMI | X.VECTOR_NMI
+            v[F.GUEST_ACTIVITY] = C.ACTIVITY_ACTIVE
+            free = False
+        else:
+            wanted |= C.PRIMARY_NMI_WINDOW
+    if not intercepted & C.PIN_EXTERNAL_INTERRUPT:
+        vector = apic.pending()
+        if vector >= 0:
+            if free and v[F.GUEST_RFLAGS] & X.RFLAGS_IF and not blocking & _SHADOW:
+                apic.acknowledge(vector)
+                v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_EXTERNAL | vector
+                v[F.GUEST_ACTIVITY] = C.ACTIVITY_ACTIVE
+            else:
+                wanted |= C.PRIMARY_INTERRUPT_WINDOW
+    if vcpu.level == 2:
+        # L1's own windows stay open beside L0's.
+        primary12 = vcpu.entered12.v[F.PRIMARY_CONTROLS]
+        wanted |= primary12 & (C.PRIMARY_INTERRUPT_WINDOW | C.PRIMARY_NMI_WINDOW)
+    if wanted != v[F.PRIMARY_CONTROLS]:
+        v[F.PRIMARY_CONTROLS] = wanted
+
+
+def wakes(vcpu: Vcpu) -> bool:
+    """Whether a halted context has something to wake for."""
+    apic = vcpu.apic
+    if apic.nmi_pending:
+        return True
+    if vcpu.level == 2 and vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
+        return apic.pending() >= 0
+    return bool(vcpu.v[F.GUEST_RFLAGS] & X.RFLAGS_IF) and apic.pending() >= 0

@@ -1,0 +1,134 @@
+"""VMLAUNCH and VMRESUME of L1: from vmcs12 to an entry into L2 through vmcs02.
+
+Checks run only for the areas that L1 wrote since they last passed; silicon checks the guest state of vmcs02
+at each entry, and what it refuses becomes L1's failed entry. GPRs, CR2 and the like are the core's and stay
+as L1 left them, as on hardware.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from turtles.l0.nested import msr_lists, reflect
+from turtles.l0.nested.errors import VmError, fail, fail_invalid
+from turtles.l0.nested.instructions import permitted
+from turtles.l0.vmcs import bits as X
+from turtles.l0.vmcs import rules, vmcs02
+from turtles.l0.vmcs.vmcs12 import CLEAR, LAUNCHED
+from turtles.silicon import ExitReason, check_entry
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+    from turtles.l0.vmcs.vmcs12 import Vmcs12
+
+log = logging.getLogger(__name__)
+
+QUALIFICATION_PDPTE = 2
+QUALIFICATION_LINK_POINTER = 4
+
+
+def vmlaunch(vcpu: Vcpu) -> None:
+    """VMLAUNCH."""
+    _enter(vcpu, CLEAR, VmError.VMLAUNCH_NOT_CLEAR)
+
+
+def vmresume(vcpu: Vcpu) -> None:
+    """VMRESUME."""
+    _enter(vcpu, LAUNCHED, VmError.VMRESUME_NOT_LAUNCHED)
+
+
+def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
+    """The checks in the order of SDM 27.1 and of the instructions' operation."""
+    if not permitted(vcpu):
+        return
+    c = vcpu.current12
+    if c is None:
+        fail_invalid(vcpu)
+        return
+    if vcpu.v[F.GUEST_INTERRUPTIBILITY] & C.BLOCKING_MOV_SS:
+        fail(vcpu, VmError.ENTRY_BLOCKED_BY_MOV_SS)
+        return
+    v = c.v
+    if v[F.LAUNCH_STATE] != state:
+        fail(vcpu, error)
+        return
+    written = v[F.WRITTEN] & rules.WRITTEN_MERGE
+    if written:
+        if written & rules.WRITTEN_CHECKED and not _check(vcpu, c):
+            return
+        vmcs02.merge(vcpu, c, written)
+    elif c.ept02 is not None and not c.ept02.alive:
+        vcpu.machine.mmu.attach(c)
+    v[F.WRITTEN] = 0
+
+    v02 = c.v02
+    c.guest02[:] = c.guest12
+    if not c.loads_debug:
+        v02[F.GUEST_DR7], v02[F.GUEST_DEBUGCTL] = vcpu.v01[F.GUEST_DR7], vcpu.v01[F.GUEST_DEBUGCTL]
+    if c.uses_timer:
+        v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
+    if v[F.ENTRY_INTERRUPTION_INFO] & X.VALID or written & F.WRITTEN_CONTROL_EVENT:
+        for slot in rules.EVENT_COPIED:
+            v02[slot] = v[slot]
+    if c.bitmap12_l1_pa >= 0:
+        vmcs02.merge_msr_bitmap(vcpu, c)
+    if v[F.GUEST_VMCS_LINK_POINTER] != X.NO_ADDRESS and not _link_is_valid(vcpu, c):
+        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_LINK_POINTER)
+        return
+    if not c.uses_ept and not _load_pdptes(vcpu, c):
+        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_PDPTE)
+        return
+    if c.has_msr_lists and v[F.ENTRY_MSR_LOAD_COUNT]:
+        bad = msr_lists.load(vcpu, v[F.ENTRY_MSR_LOAD_ADDRESS], v[F.ENTRY_MSR_LOAD_COUNT])
+        if bad:
+            reflect.failed_entry(vcpu, c, ExitReason.ENTRY_MSR_LOAD, bad)
+            return
+    vcpu.switch_to_l2(c)
+
+
+def _check(vcpu: Vcpu, c: Vmcs12) -> bool:
+    """Silicon's entry checks on vmcs12, against what L1's processor offers; false after VMfail."""
+    machine = vcpu.machine
+    c.v[F.REVISION] = machine.revision  # as L1 sees it; the shadow indicator is L0's
+    rule = check_entry(c.region, machine.l1_model)
+    c.v[F.REVISION] = machine.revision | X.SHADOW_VMCS
+    if rule is None or not rule.error:
+        return True  # guest state is checked by silicon when vmcs02 is entered
+    vcpu.broken_rule = f"{rule.name} ({rule.section})"
+    log.debug("L1's entry fails: %s: %s", vcpu.broken_rule, rule.text)
+    fail(vcpu, VmError(rule.error))
+    return False
+
+
+def refused(vcpu: Vcpu, c: Vmcs12, raw: int) -> None:
+    """Silicon refused vmcs02: what L1 gets for it. `raw` is what `enter` returned."""
+    rule = vcpu.core.broken_rule
+    vcpu.broken_rule = f"{rule.name} ({rule.section})" if rule else ""
+    log.debug("L2's entry is refused: %s", vcpu.broken_rule)
+    if raw < 0:
+        # A control that passed L1's checks but not in the merged form: an address that is not RAM, say.
+        vcpu.switch_to_l1()
+        fail(vcpu, VmError(-raw))
+        return
+    reflect.failed_entry(vcpu, c, raw & 0xFFFF, c.v02[F.EXIT_QUALIFICATION])
+
+
+def _link_is_valid(vcpu: Vcpu, c: Vmcs12) -> bool:
+    """SDM 27.3.1.5, for an L1 without VMCS shadowing: aligned, in range, revision fits, not a shadow."""
+    pointer = c.v[F.GUEST_VMCS_LINK_POINTER]
+    machine = vcpu.machine
+    if pointer & 0xFFF or pointer >> machine.physical_bits or pointer == c.l1_pa:
+        return False
+    return machine.l1.load64(pointer) & 0xFFFF_FFFF == machine.revision
+
+
+def _load_pdptes(vcpu: Vcpu, c: Vmcs12) -> bool:
+    """Without ept12, PAE guests find PDPTEs in memory, while vmcs02 with EPT takes them from its fields."""
+    v02 = c.v02
+    pae = v02[F.GUEST_CR4] & X.CR4_PAE and v02[F.GUEST_CR0] & X.CR0_PG
+    if not pae or v02[F.ENTRY_CONTROLS] & C.ENTRY_IA32E:
+        return True
+    return vcpu.load_pdptes(v02, v02[F.GUEST_CR3])

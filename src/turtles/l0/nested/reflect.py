@@ -1,0 +1,109 @@
+"""An exit from L2 becomes L1's: vmcs12 gets what the processor updated, and L1 goes on at its host state.
+
+Two runs of slots are copied into vmcs12 and one into vmcs01; what else an exit does depends on vmcs12's VM-
+exit controls (SDM 28.3 to 28.6) and was worked out when they were merged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turtles.l0.nested import msr_lists
+from turtles.l0.outcome import GuestStop
+from turtles.l0.vmcs import bits as X
+from turtles.l0.vmcs import rules
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+from turtles.silicon import slots as S
+
+if TYPE_CHECKING:
+    from turtles.l0.vcpu import Vcpu
+    from turtles.l0.vmcs.vmcs12 import Vmcs12
+
+
+def reflect(vcpu: Vcpu) -> None:
+    """Gives L1 the exit that vmcs02 holds, unchanged."""
+    c = vcpu.entered12
+    c.exit12[:] = c.exit02
+    _leave(vcpu, c)
+
+
+def reflect_as(vcpu: Vcpu, reason: int, qualification: int = 0, interruption: int = 0) -> None:
+    """Gives L1 an exit that L0 made: an interrupt for L1, or a fault that ept12 is to blame for.
+
+    Guest-physical and guest-linear address, IDT-vectoring and instruction length stay as silicon left them.
+    """
+    c = vcpu.entered12
+    c.exit12[:] = c.exit02
+    v = c.v
+    v[F.EXIT_REASON] = reason
+    v[F.EXIT_QUALIFICATION] = qualification
+    v[F.EXIT_INTERRUPTION_INFO] = interruption
+    _leave(vcpu, c)
+
+
+def reflect_interrupt(vcpu: Vcpu, reason: int, interruption: int) -> None:
+    """An interrupt or NMI for L1 that came at an instruction boundary of L2: nothing was being delivered."""
+    reflect_as(vcpu, reason, 0, interruption)
+    c = vcpu.current12
+    assert c is not None
+    c.v[F.IDT_VECTORING_INFO] = 0
+
+
+def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
+    v, v02 = c.v, c.v02
+    for slot in c.kept:
+        v02[slot] = v[slot]
+    c.guest12[:] = c.guest02
+    if c.uses_timer and v[F.EXIT_CONTROLS] & C.EXIT_SAVE_TIMER:
+        v[F.GUEST_PREEMPTION_TIMER] = v02[F.GUEST_PREEMPTION_TIMER]
+    # The valid bit of the injected event is cleared (SDM 28.2), and with unrestricted guest the exit tells
+    # L1 in the entry controls which mode L2 is in (SDM 28.3.1).
+    if v[F.ENTRY_INTERRUPTION_INFO]:
+        v[F.ENTRY_INTERRUPTION_INFO] &= ~X.VALID
+    entry12 = v[F.ENTRY_CONTROLS]
+    if (entry12 ^ v02[F.ENTRY_CONTROLS]) & C.ENTRY_IA32E:
+        v[F.ENTRY_CONTROLS] = entry12 ^ C.ENTRY_IA32E
+    v[F.LAUNCH_STATE] = 1
+    regs = vcpu.regs
+    if regs[S.ASSIST_DONE] or regs[S.REPLAY_COUNT]:
+        regs[S.ASSIST_DONE] = 0
+        regs[S.REPLAY_COUNT] = 0
+    if c.has_msr_lists and v[F.EXIT_MSR_STORE_COUNT]:
+        stored = msr_lists.store(vcpu, v[F.EXIT_MSR_STORE_ADDRESS], v[F.EXIT_MSR_STORE_COUNT])
+        if not stored:
+            raise GuestStop("VMX abort in L1: an MSR cannot be saved at a VM exit")
+    load_host_state(vcpu, c)
+    vcpu.reflected = True
+
+
+def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
+    """vmcs12's host state becomes L1's state (SDM 28.5)."""
+    v, v01 = c.v, vcpu.v01
+    vcpu.switch_to_l1()
+    v01[rules.GUEST_STATE] = c.host_image
+    exit12 = v[F.EXIT_CONTROLS]
+    regs = vcpu.regs
+    if exit12 & C.EXIT_LOAD_EFER:
+        regs[S.EFER] = v[F.HOST_EFER]
+    elif c.host_64:
+        regs[S.EFER] |= X.EFER_LMA | X.EFER_LME
+    else:
+        regs[S.EFER] &= ~(X.EFER_LMA | X.EFER_LME)
+    if exit12 & C.EXIT_LOAD_PAT:
+        regs[S.PAT] = v[F.HOST_PAT]
+    if not c.host_64 and v01[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v01, v01[F.GUEST_CR3]):
+        raise GuestStop("VMX abort in L1: PDPTEs of the host state cannot be loaded")
+    if c.has_msr_lists and v[F.EXIT_MSR_LOAD_COUNT]:
+        bad = msr_lists.load(vcpu, v[F.EXIT_MSR_LOAD_ADDRESS], v[F.EXIT_MSR_LOAD_COUNT])
+        if bad:
+            raise GuestStop(f"VMX abort in L1: entry {bad} of the VM-exit MSR-load area cannot be loaded")
+
+
+def failed_entry(vcpu: Vcpu, c: Vmcs12, reason: int, qualification: int) -> None:
+    """A failure while guest state or MSRs are loaded (SDM 27.8): only reason and qualification change."""
+    v = c.v
+    v[F.EXIT_REASON] = reason | X.ENTRY_FAILURE
+    v[F.EXIT_QUALIFICATION] = qualification
+    load_host_state(vcpu, c)
+    vcpu.reflected = True

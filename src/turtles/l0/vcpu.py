@@ -1,0 +1,308 @@
+"""One virtual CPU of L1: the loop of entry, exit and dispatch, and the two contexts it runs in, L1 and L2.
+
+Handlers are plain functions of a `Vcpu`, found in a list by basic exit reason, one list a level. It decides
+nothing about an exit itself; it owns vmcs01, the cached vmcs12s, and where interrupts stand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from turtles.l0.exits.msr import tsc
+from turtles.l0.interrupts import delivery
+from turtles.l0.nested import entry
+from turtles.l0.nested.vpids import Vpids
+from turtles.l0.outcome import Ending, GuestStop, Outcome
+from turtles.l0.ports import EventQueue, LocalApic, StartState
+from turtles.l0.stats import REASONS, REFLECTED, Stats, reason_name
+from turtles.l0.trace import ExitRecord
+from turtles.l0.vmcs import bits as X
+from turtles.l0.vmcs import vmcs01
+from turtles.l0.vmcs.vmcs12 import Vmcs12, Vmcs12Cache
+from turtles.silicon import Core, SiliconError, Vmcs
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+from turtles.silicon import slots as S
+
+if TYPE_CHECKING:
+    from turtles.l0.machine import Machine
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[["Vcpu"], None]
+FOREVER: Final = 1 << 62
+_REASON: Final = REASONS - 1
+
+
+class Vcpu:
+    """A virtual CPU. Everything belongs to the thread in `run`, but `machine.stop` and the core's `kick`."""
+
+    def __init__(self, machine: Machine, core: Core, apic: LocalApic, events: EventQueue) -> None:
+        self.machine = machine
+        self.core = core
+        self.regs = core.slots
+        self.apic = apic
+        self.events = events
+        self.identity = apic.identity
+        apic.tsc = lambda: tsc(self)
+        self.stats = Stats()
+
+        self.vmcs01 = Vmcs(machine.memory, machine.pool.allocate())
+        self.v01 = self.vmcs01.slots
+        vmcs01.initialise(
+            self.v01, machine.model, machine.revision, machine.mmu.eptp01, machine.msr_bitmap01_host_pa
+        )
+        if machine.shadows:
+            self.v01[F.VMREAD_BITMAP] = machine.vmread_bitmap_host_pa
+            self.v01[F.VMWRITE_BITMAP] = machine.vmwrite_bitmap_host_pa
+
+        # Where it runs: L1 through vmcs01, or L2 through the vmcs02 of `current12`.
+        self.level = 1
+        self.vmcs = self.vmcs01
+        self.v = self.v01
+        self.handlers: list[list[Handler]] = machine.handler_lists()
+
+        # VMX operation of L1.
+        self.in_vmx = False
+        self.vmxon_l1_pa = X.NO_ADDRESS
+        self.current12: Vmcs12 | None = None
+        self.vmcs12s = Vmcs12Cache(machine.memory, machine.pool, machine.l1, machine.revision)
+        self.vpids = Vpids(lambda vpid: core_flush(machine, vpid))
+        self.regs[S.FEATURE_CONTROL] = 5 if machine.l1_has_vmx else 1  # locked; VMXON outside SMX
+        self.broken_rule = ""
+
+        # Interrupts: `attention` asks for a look at them (and at timers) before the next entry.
+        self.attention = True
+        self.halted = False
+        self.entry_pending = False  # L1's VMLAUNCH or VMRESUME has not reached L2 yet
+        self.reflected = False
+
+    # --- contexts ---
+
+    @property
+    def entered12(self) -> Vmcs12:
+        """The vmcs12 that L2 runs with."""
+        c = self.current12
+        assert c is not None
+        return c
+
+    def switch_to_l2(self, c: Vmcs12) -> None:
+        """The next entry is L2's."""
+        self.level = 2
+        self.vmcs = c.vmcs02
+        self.v = c.v02
+        self.entry_pending = True
+        self.attention = True
+
+    def switch_to_l1(self) -> None:
+        """The next entry is L1's."""
+        self.level = 1
+        self.vmcs = self.vmcs01
+        self.v = self.v01
+        self.entry_pending = False
+        self.halted = False
+        self.attention = True
+
+    def leave_vmx(self) -> None:
+        """L1 is out of VMX operation: nothing of its vmcs12s is left."""
+        if self.machine.shadows:
+            self.v01[F.SECONDARY_CONTROLS] &= ~C.SECONDARY_VMCS_SHADOWING
+            self.v01[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
+        self.in_vmx = False
+        self.vmxon_l1_pa = X.NO_ADDRESS
+        self.current12 = None
+        self.vmcs12s.discard()
+        self.v01[F.CR0_MASK] = vmcs01.CR0_OWNED
+
+    def start(self, state: StartState) -> None:
+        """Puts L1 at its first instruction."""
+        vmcs01.load_start_state(self.v01, self.regs, state)
+
+    # --- what handlers need ---
+
+    def cpl(self) -> int:
+        """Current privilege level of the context."""
+        return self.v[F.GUEST_SS_ACCESS] >> 5 & 3
+
+    def long_mode(self) -> bool:
+        """Whether the context is in 64-bit mode."""
+        return bool(self.v[F.GUEST_CS_ACCESS] & X.ACCESS_LONG and self.regs[S.EFER] & X.EFER_LMA)
+
+    def advance(self) -> None:
+        """Moves past the instruction that exited, as if it had been executed."""
+        v = self.v
+        rip = v[F.GUEST_RIP] + v[F.EXIT_INSTRUCTION_LENGTH]
+        if rip > 0xFFFF_FFFF:
+            rip &= 0xFFFF_FFFF_FFFF_FFFF if self.long_mode() else 0xFFFF_FFFF
+        v[F.GUEST_RIP] = rip
+        blocking = v[F.GUEST_INTERRUPTIBILITY]
+        if blocking & 3:
+            v[F.GUEST_INTERRUPTIBILITY] = blocking & ~3
+        if v[F.GUEST_RFLAGS] & X.RFLAGS_TF:
+            v[F.GUEST_PENDING_DEBUG] |= X.PENDING_SINGLE_STEP
+
+    def inject_exception(self, vector: int, error: int | None = None) -> None:
+        """The context takes a hardware exception at its next entry."""
+        v = self.v
+        info = X.VALID | X.TYPE_HARDWARE | vector
+        # Real mode pushes no error codes (SDM 27.2.1.3).
+        if error is not None and v[F.GUEST_CR0] & X.CR0_PE:
+            info |= X.HAS_ERROR_CODE
+            v[F.ENTRY_ERROR_CODE] = error
+        v[F.ENTRY_INTERRUPTION_INFO] = info
+
+    def reinject(self) -> None:
+        """An event was cut short by an exit that L0 handled itself: it is delivered again (SDM 28.2.4)."""
+        v = self.v
+        info = v[F.IDT_VECTORING_INFO]
+        if not info & X.VALID:
+            if v[F.EXIT_QUALIFICATION] & X.NMI_UNBLOCKED_BY_IRET:
+                v[F.GUEST_INTERRUPTIBILITY] |= C.BLOCKING_NMI
+            return
+        v[F.ENTRY_INTERRUPTION_INFO] = info & ~X.NMI_UNBLOCKED_BY_IRET
+        if info & X.HAS_ERROR_CODE:
+            v[F.ENTRY_ERROR_CODE] = v[F.IDT_VECTORING_ERROR]
+        kind = info & X.TYPE_MASK
+        if kind in (X.TYPE_SOFTWARE_INTERRUPT, X.TYPE_PRIVILEGED, X.TYPE_SOFTWARE_EXCEPTION):
+            v[F.ENTRY_INSTRUCTION_LENGTH] = v[F.EXIT_INSTRUCTION_LENGTH]
+        elif kind == X.TYPE_NMI:
+            v[F.GUEST_INTERRUPTIBILITY] &= ~C.BLOCKING_NMI
+
+    def load_pdptes(self, v: memoryview[int], cr3: int) -> bool:
+        """The four PDPTEs at `cr3` into the fields of `v`; false if one has reserved bits set (SDM 4.4.1)."""
+        data = self.machine.l1.read(cr3 & 0xFFFF_FFE0, 32)
+        reserved = -1 << self.machine.physical_bits | 0x1E6
+        for number, pdpte in enumerate(memoryview(data).cast("Q")):
+            if pdpte & 1 and pdpte & reserved:
+                return False
+            v[F.GUEST_PDPTE0 + number] = pdpte
+        return True
+
+    def flush_tlb(self) -> None:
+        """Drops the context's cached translations (its paging mode was changed from outside)."""
+        if self.v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
+            core_flush(self.machine, self.v[F.VPID])
+
+    # --- the loop ---
+
+    def run(self) -> Outcome:
+        """Runs until the machine's outcome stands. What goes wrong is reported by level, RIP and reason."""
+        machine = self.machine
+        try:
+            self._loop()
+        except (GuestStop, SiliconError) as error:
+            machine.stop(self._error(str(error)))
+        except Exception as error:  # a defect of a handler: the report is the product
+            log.debug("handler failed", exc_info=True)
+            machine.stop(self._error(f"L0 failed: {type(error).__name__}: {error}"))
+        assert machine.outcome is not None
+        return machine.outcome
+
+    def where(self) -> str:
+        """Level, RIP and last exit reason, for a message."""
+        v = self.v
+        raw = v[F.EXIT_REASON]
+        failed = " (entry failed)" if raw & X.ENTRY_FAILURE else ""
+        return f"L{self.level} at RIP {v[F.GUEST_RIP]:#x}, last exit {reason_name(raw & 0xFFFF)}{failed}"
+
+    def _error(self, message: str) -> Outcome:
+        return Outcome(Ending.ERROR, message=f"{message} ({self.where()})")
+
+    def _loop(self) -> None:
+        machine, regs, stats = self.machine, self.regs, self.stats
+        enter = self.core.enter
+        handlers = self.handlers
+        counts, total_ns, guest_ns = stats.counts, stats.total_ns, stats.guest_ns
+        deadline = FOREVER
+        # The last exit, and the last one of L2 that was reflected: their time runs until the next entry.
+        last_level = last_key = last_exit = 0
+        waiting_key = waiting_exit = 0
+        while machine.outcome is None:
+            if self.attention:
+                self.attention = False
+                if self.halted:
+                    self._sleep()
+                    if machine.outcome is not None:
+                        return
+                delivery.deliver(self)
+                next_deadline = self.events.next_deadline()
+                deadline = FOREVER if next_deadline is None else next_deadline
+            level = self.level
+            v = self.v
+            raw = enter(self.vmcs, deadline)
+            entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
+            total_ns[last_level][last_key] += entry_time - last_exit
+            guest_ns[level] += exit_time - entry_time
+            if level == 2:
+                if waiting_key:
+                    total_ns[2][waiting_key] += entry_time - waiting_exit
+                    waiting_key = 0
+                if self.entry_pending:
+                    self.entry_pending = False
+            if raw < 0 or raw & X.ENTRY_FAILURE:
+                last_level, last_key, last_exit = 0, 0, exit_time
+                self._refused(raw)
+                continue
+            reason = raw & _REASON
+            trace = machine.trace
+            if trace is not None:
+                record = (
+                    v[F.GUEST_RIP],
+                    v[F.EXIT_QUALIFICATION],
+                    v[F.GUEST_PHYSICAL_ADDRESS],
+                    regs[S.RETIRED],
+                )
+                context = self.entered12.l1_pa if level == 2 else 0
+            self.reflected = False
+            handlers[level][reason](self)
+            reflected = self.reflected
+            key = reason + REFLECTED if reflected else reason
+            counts[level][key] += 1
+            if reflected:
+                waiting_key, waiting_exit = key, exit_time
+                last_level = last_key = 0
+            else:
+                last_level, last_key = level, key
+            last_exit = exit_time
+            if trace is not None:
+                rip, qualification, physical, retired = record
+                trace(
+                    ExitRecord(
+                        level,
+                        reason,
+                        rip,
+                        qualification,
+                        physical,
+                        retired,
+                        entry_time,
+                        exit_time,
+                        reflected,
+                        context,
+                    )
+                )
+
+    def _refused(self, raw: int) -> None:
+        """Silicon refused the VMCS: L1's fault for L2, an error of the run for L1."""
+        if self.level == 2:
+            entry.refused(self, self.entered12, raw)
+            return
+        rule = self.core.broken_rule
+        name = f"{rule.name} (SDM {rule.section}): {rule.text}" if rule else f"{raw:#x}"
+        raise GuestStop(f"L1 cannot be entered: {name}")
+
+    def _sleep(self) -> None:
+        """HLT: until an event wakes the context, or the machine stops."""
+        core, events, machine = self.core, self.events, self.machine
+        while machine.outcome is None:
+            events.run(core.now())
+            if machine.outcome is not None or delivery.wakes(self):
+                self.halted = False
+                return
+            core.wait(events.next_deadline())
+
+
+def core_flush(machine: Machine, vpid: int) -> None:
+    """INVVPID, single context, in every core."""
+    machine.memory.invvpid(1, vpid, 0)
