@@ -121,8 +121,8 @@ class PackageStore:
     def resolve(self, names: Sequence[str]) -> list[Package]:
         """The packages and everything that they depend on."""
         text = self._run(["-y", "--simulate", "install", *names], UPDATE_TIMEOUT_S)
-        # Inst NAME (VERSION ORIGIN... [ARCHITECTURE])
-        lines = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", text, re.MULTILINE)
+        # Inst NAME [OLD VERSION] (VERSION ORIGIN... [ARCHITECTURE])
+        lines = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) .*\[(\w+)\]\)", text, re.MULTILINE)
         packages = [Package(*line) for line in lines]
         if not packages:
             raise GuestError(f"apt-get found nothing to fetch for {' '.join(names)}")
