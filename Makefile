@@ -29,6 +29,7 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/stubtest turtles.silicon._silicon
 	cargo fmt --manifest-path rust/Cargo.toml --check
 	cargo clippy --release --manifest-path rust/Cargo.toml --all-targets --features python -- -D warnings
 

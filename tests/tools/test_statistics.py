@@ -4,14 +4,15 @@ import io
 import json
 
 from rich.console import Console
+from turtles.l0.stats import Row
 
-from turtles.tools.statistics import ExitRow, RunFigures, as_json, exit_table
+from turtles.tools.statistics import RunFigures, as_json, exit_table
 
 ROWS = [
-    ExitRow(2, "CPUID", "L1", 10, 500_000),
-    ExitRow(1, "VMRESUME", "L0", 30, 1_500_000),
-    ExitRow(1, "CPUID", "L0", 5, 20_000),
-    ExitRow(1, "HLT", "L0", 0, 0),
+    Row(2, "CPUID", "L1", 10, 500_000),
+    Row(1, "VMRESUME", "L0", 30, 1_500_000),
+    Row(1, "CPUID", "L0", 5, 20_000),
+    Row(1, "HLT", "L0", 0, 0),
 ]
 
 

@@ -69,7 +69,11 @@ class DmaWindow:
         """Ends the transfer: drops decoded code, marks pages dirty. The view is released."""
     def __enter__(self) -> memoryview[int]: ...
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
     ) -> None: ...
 
 @final

@@ -157,11 +157,12 @@ def run(
 
 
 @main.command()
-def doctor() -> None:
+@click.option("--features", is_flag=True, help="List the names that --cpu knows.")
+def doctor(features: bool) -> None:
     """Say what this host offers, and what turtles will do with it."""
-    from turtles.tools.doctor import examine
+    from turtles.tools.doctor import examine, list_features
 
-    raise SystemExit(examine())
+    raise SystemExit(list_features() if features else examine())
 
 
 @main.command()
@@ -173,3 +174,29 @@ def image(name: str, renew: bool, only_list: bool) -> None:
     from turtles.tools.image import build_images, list_images
 
     raise SystemExit(list_images() if only_list else build_images(name, renew))
+
+
+@main.command()
+@click.option("--embedded", is_flag=True, help="Run the embedded tower, which needs no packages.")
+@click.option("--clock", type=click.Choice(["host", "virtual"]), default="host", show_default=True)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End with status 124."
+)
+@click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
+def demo(embedded: bool, clock: str, timeout: float | None, stats: str | None) -> None:
+    """Run the tower: L0 runs Debian with KVM, which runs Debian."""
+    from turtles.tools.demo import run_demo
+
+    raise SystemExit(run_demo(only_embedded=embedded, clock=clock, timeout=timeout, stats=stats))
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["silicon", "peers", "determinism", "determinism-tower"]))
+@click.option("--pairs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each peer.")
+@click.option("--standard", is_flag=True, help="Also boot the standard kernel (xz), which takes longer.")
+@click.option("--json", "path", metavar="FILE", help="Write the result as JSON.")
+def bench(name: str, pairs: int, standard: bool, path: str | None) -> None:
+    """Measure: silicon's speed, the tower beside QEMU's TCG, or whether virtual time repeats."""
+    from turtles.tools.bench import run_bench
+
+    raise SystemExit(run_bench(name, pairs, standard, path))

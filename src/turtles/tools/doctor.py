@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -172,4 +173,15 @@ def examine() -> int:
         console.print(f"turtles cannot run here: {fatal[0].consequence}")
         return 1
     console.print("turtles can run here.")
+    return 0
+
+
+def list_features() -> int:
+    """The models and features that `--cpu` knows; those that the default model offers here are marked."""
+    from turtles.silicon import Model
+
+    click.echo(f"models: {' '.join(Model.NAMES)}")
+    offered = Model().features
+    for feature in sorted(Model.FEATURES):
+        click.echo(f"{'+' if feature in offered else ' '} {feature}")
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-MARKER: Final = re.compile(r"L([2-9])\| ?")
+MARKER: Final = re.compile(r"L([2-9])\| ?|\[L([1-9])\] ?")
 CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[c()][0-9A-Za-z]?|[\x00-\x08\x0b-\x1f\x7f]")
 LONGEST: Final = 4096
 
@@ -27,8 +27,8 @@ class Line:
 def classify(text: str) -> Line:
     """A console line without its marker, and the level that said it."""
     level = 1
-    while (match := MARKER.match(text)) and int(match[1]) > level:
-        level = int(match[1])
+    while (match := MARKER.match(text)) and (marked := int(match[1] or match[2])) >= level:
+        level = marked
         text = text[match.end() :]
     return Line(level, text)
 

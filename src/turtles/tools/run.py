@@ -1,13 +1,195 @@
 """`turtles run`: one guest, its console in this terminal, and how it ended as an exit status.
 
-Everything that can be wrong with the input is said before anything starts.
+The main thread keeps the terminal and the signals; the guest runs in a thread of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import click
+
+from turtles.l0.outcome import TIMEOUT, Ending, Outcome
+from turtles.l0.stats import Row
+from turtles.tools.machine import Result, Rig, open_output
 from turtles.tools.options import Failure, RunOptions
+from turtles.tools.statistics import RunFigures, as_json
+from turtles.tools.terminal import (
+    HELP,
+    RawMode,
+    Wakeup,
+    is_foreground_terminal,
+    serve_input,
+    stop_signals,
+    write_all,
+)
+
+STATUS_TIMEOUT: Final = 124
+GRACE_S: Final = 10.0
+"""A machine that was asked to end and does not is a defect; after this the process ends without it."""
+
+
+@dataclass
+class Finished:
+    """A machine that has run."""
+
+    rig: Rig
+    result: Result
+    rows: list[Row]
+
+
+def header(rig: Rig) -> str:
+    """One line: engine, what the processor offers, memory, guest."""
+    offered = rig.model.features
+    shown = [
+        f
+        for f in ("ept", "vpid", "unrestricted_guest", "vmcs_shadowing", "apic_virtualization")
+        if f in offered
+    ]
+    return (
+        f"turtles: interpreter, processor {rig.model.name} with vmx {' '.join(shown)}, "
+        f"{rig.options.memory >> 20} MiB, {rig.options.clock} clock; {rig.guest.what}"
+    )
+
+
+def exit_status(outcome: Outcome) -> int:
+    """The program's status for an ending."""
+    if outcome.ending is Ending.POWER_OFF:
+        return 0
+    if outcome.ending is Ending.DEBUG_EXIT:
+        return (outcome.code << 1 | 1) & 0xFF
+    return STATUS_TIMEOUT if outcome.ending is Ending.TIMEOUT else 1
+
+
+def ending_line(outcome: Outcome) -> str | None:
+    """One line on how a run ended, for endings that a user did not ask for."""
+    if outcome.ending in (Ending.POWER_OFF, Ending.DEBUG_EXIT):
+        return None
+    hints = {
+        Ending.TIMEOUT: "the time of --timeout is over",
+        Ending.RESET: "the guest asked for a reset; there is nothing to restart it",
+    }
+    text = outcome.message or hints.get(outcome.ending, outcome.ending.value)
+    return f"turtles: {' '.join(text.split())}"
+
+
+def drive(
+    options: RunOptions,
+    console: Callable[[bytes], None],
+    *,
+    keyboard: bool,
+    started: Callable[[Rig], None] = lambda rig: None,
+) -> Finished:
+    """Run a machine to its end: signals stop it cleanly, the terminal is restored on every path."""
+    rig = Rig(options, console)
+    finished, wakeup = threading.Event(), Wakeup()
+    ends_at = math.inf if options.timeout is None else time.monotonic() + options.timeout
+    gives_up_at = math.inf
+
+    def end(outcome: Outcome) -> None:
+        nonlocal ends_at, gives_up_at
+        ends_at, gives_up_at = math.inf, min(gives_up_at, time.monotonic() + GRACE_S)
+        rig.stop(outcome)
+        wakeup.set()
+
+    def on_signal(number: int) -> None:
+        end(Outcome(Ending.STOPPED, message=f"stopped by {signal.Signals(number).name}"))
+
+    def seconds_left() -> float | None:
+        now = time.monotonic()
+        if now >= ends_at:
+            end(TIMEOUT)
+        if now >= gives_up_at:
+            finished.set()
+        left = min(ends_at, gives_up_at) - now
+        return None if left == math.inf else max(left, 0.0)
+
+    def done() -> None:
+        finished.set()
+        wakeup.set()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(wakeup.close)
+        stack.enter_context(stop_signals(on_signal))
+        source: int | None = None
+        if keyboard:
+            source = sys.stdin.fileno()
+            if os.isatty(source):
+                if is_foreground_terminal(source):
+                    click.echo(HELP, err=True)
+                    stack.enter_context(RawMode(source))
+                else:
+                    source = None
+        started(rig)
+        thread = rig.start(done)
+        by_key = Outcome(Ending.STOPPED, message="ended by Ctrl-A x")
+        serve_input(finished, wakeup, source, rig.type, lambda: end(by_key), seconds_left)
+        if rig.result is not None:
+            thread.join()
+    if rig.result is None:
+        raise Failure("the machine did not end when it was told to")
+    return Finished(rig, rig.result, rig.vcpu.stats.rows())
+
+
+def write_statistics(finished: Finished, path: str) -> None:
+    """`--stats`: what the exit table shows, as JSON."""
+    rig, result = finished.rig, finished.result
+    facts = {
+        "guest": rig.guest.what,
+        "memory_bytes": rig.options.memory,
+        "clock": rig.options.clock,
+        "engine": "interpreter",
+        "digest": f"{rig.core.digest():016x}",
+    }
+    figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)
+    with open_output(path, "--stats") as file:
+        file.write(as_json(finished.rows, figures))
+
+
+def serial_sink(where: str, stack: contextlib.ExitStack) -> Callable[[bytes], None]:
+    """Where the guest's console goes."""
+    if where == "none":
+        return lambda data: None
+    if where == "stdio":
+        return lambda data: void(write_all(1, data))
+    path = where.removeprefix("file:")
+    try:
+        # Unbuffered: what a guest said is in the file even if the run is killed.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        raise Failure(f"--serial {path}: {e.strerror}") from None
+    stack.callback(os.close, descriptor)
+    return lambda data: void(write_all(descriptor, data))
+
+
+def void(value: object) -> None:
+    """For sinks: what a write returns is of no interest."""
 
 
 def run_guest(options: RunOptions) -> int:
     """Run a guest to its end; the exit status of the program."""
-    raise Failure("this build has no machine yet")
+    with contextlib.ExitStack() as stack:
+        if options.stats is not None:
+            open_output(options.stats, "--stats").close()
+        sink = serial_sink(options.serial, stack)
+        finished = drive(
+            options,
+            sink,
+            keyboard=options.serial == "stdio",
+            started=lambda rig: click.echo(header(rig), err=True),
+        )
+        if options.stats is not None:
+            write_statistics(finished, options.stats)
+    outcome = finished.result.outcome
+    if line := ending_line(outcome):
+        click.echo(line, err=True)
+    return exit_status(outcome)
