@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::mmu::{Invalidation, Mmu};
 use crate::state::{State, cr, flag, seg};
 use crate::stop::{Event, EventKind, Stop};
-use crate::vmx::{Controls, ExitInfo, Model, VmcsPage};
+use crate::vmx::{Controls, ExitInfo, Model, Unit, VmcsPage};
 
 /// Bits of [`Cpu::attention`]: why the run loop must look up at the next instruction boundary.
 pub mod attention {
@@ -91,6 +91,8 @@ pub struct Cpu {
     pub ctl: Controls,
     /// The current VMCS.
     pub vmcs: VmcsPage,
+    /// What VM entries remember of each other.
+    pub vt: Unit,
     /// Details of [`Stop::Fault`].
     pub fault: Event,
     /// Details of [`Stop::Exit`].
@@ -139,6 +141,7 @@ impl Cpu {
             vector: VectorUnit::default(),
             ctl: Controls::default(),
             vmcs: VmcsPage::default(),
+            vt: Unit::default(),
             fault: Event { vector: 0, kind: EventKind::Hardware, error: None, payload: 0, length: 0 },
             exit: ExitInfo::default(),
             delivering: None,

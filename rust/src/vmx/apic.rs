@@ -9,9 +9,6 @@ use super::reasons::reason;
 use crate::cpu::Cpu;
 use crate::stop::Exec;
 
-#[allow(unused_imports)]
-use super::shim::HostMemory as _;
-
 /// Offset of VTPR in the virtual-APIC page.
 const VTPR: u64 = 0x80;
 /// IA32_X2APIC_TPR.
@@ -55,13 +52,18 @@ impl Cpu {
         u64::from(self.host_byte(self.ctl.virtual_apic_pa.wrapping_add(VTPR)))
     }
 
-    /// Writes VTPR and virtualizes the TPR (SDM 30.1.2): below the threshold an exit is due after the instruction.
-    fn set_vtpr(&mut self, value: u64) {
-        self.set_host_u32(self.ctl.virtual_apic_pa.wrapping_add(VTPR), value as u32 & 0xff);
-        if (value >> 4 & 15) < u64::from(self.ctl.tpr_threshold & 15) {
+    /// A VTPR below the threshold causes an exit, at entry or after the instruction that wrote it.
+    pub(super) fn check_tpr_threshold(&mut self) {
+        if (self.vtpr() >> 4 & 15) < u64::from(self.ctl.tpr_threshold & 15) {
             self.ctl.trap_exit = reason::TPR_BELOW_THRESHOLD;
             self.boundary = true;
         }
+    }
+
+    /// Writes VTPR and virtualizes the TPR (SDM 30.1.2): below the threshold an exit is due after the instruction.
+    fn set_vtpr(&mut self, value: u64) {
+        self.set_host_u32(self.ctl.virtual_apic_pa.wrapping_add(VTPR), value as u32 & 0xff);
+        self.check_tpr_threshold();
     }
 
     /// RDMSR of an x2APIC register that "virtualize x2APIC mode" answers; none: the physical APIC's.
@@ -127,6 +129,9 @@ impl Cpu {
                 }
                 _ => {}
             }
+        }
+        if let Some(done) = self.replay_next() {
+            return Ok(done);
         }
         let stop = self.exit_insn(reason::APIC_ACCESS, offset | (access as u64) << 12);
         self.exit.guest_linear = linear;

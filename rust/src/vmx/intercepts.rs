@@ -10,9 +10,6 @@ use crate::cpu::Cpu;
 use crate::state::cr;
 use crate::stop::{Exec, Stop};
 
-#[allow(unused_imports)]
-use super::shim::HostMemory as _;
-
 /// Access type of a control-register exit (SDM table 28-3, bits 5:4).
 mod cr_access {
     pub const MOV_TO: u64 = 0 << 4;

@@ -12,9 +12,6 @@ use crate::decode::Insn;
 use crate::state::{gpr, seg};
 use crate::stop::Exec;
 
-#[allow(unused_imports)]
-use super::shim::HostMemory as _;
-
 impl Cpu {
     /// IN, OUT, INS or OUTS of `width` bytes at `port`. When it exits, the assist slots tell L0 what to do;
     /// for OUTS the caller has put the data into `state.assist_data` before. An access that L0 has already

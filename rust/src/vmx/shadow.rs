@@ -11,9 +11,6 @@ use crate::decode::Insn;
 use crate::state::flag;
 use crate::stop::Exec;
 
-#[allow(unused_imports)]
-use super::shim::HostMemory as _;
-
 /// VM-instruction error 12: unsupported VMCS component.
 const UNSUPPORTED_COMPONENT: u64 = 12;
 

@@ -89,6 +89,17 @@ impl VmcsPage {
         }
     }
 
+    /// Whether a run of slots holds exactly this.
+    #[inline]
+    #[must_use]
+    pub fn equals(&self, slot: usize, other: &[u64]) -> bool {
+        if self.page.is_null() || slot + other.len() > SLOTS {
+            return false;
+        }
+        // SAFETY: within the region, by `new`; nobody writes it during the comparison.
+        unsafe { std::slice::from_raw_parts(self.page.add(slot), other.len()) == other }
+    }
+
     /// Notes in the written-mask that a field of `group` changed.
     pub fn mark_written(&self, group: super::fields::Group) {
         self.set(header::WRITTEN, self.get(header::WRITTEN) | 1 << group as u8);
