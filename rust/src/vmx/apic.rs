@@ -130,9 +130,6 @@ impl Cpu {
                 _ => {}
             }
         }
-        if let Some(done) = self.replay_next() {
-            return Ok(done);
-        }
         let stop = self.exit_insn(reason::APIC_ACCESS, offset | (access as u64) << 12);
         self.exit.guest_linear = linear;
         let write = matches!(access, ApicAccess::Write);

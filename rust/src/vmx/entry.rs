@@ -217,15 +217,11 @@ impl Cpu {
             if now >= deadline {
                 return self.exit_host_event();
             }
-            if self.state.activity != activity::ACTIVE {
-                self.sleep_until(deadline.min(self.timer_deadline));
-            }
         }
     }
 
     /// An exit for the host's sake, between instructions.
     fn exit_host_event(&mut self) -> Stop {
-        self.keep_pending_debug();
         self.exit = ExitInfo { reason: reason::EXTERNAL_INTERRUPT, ..ExitInfo::default() };
         Stop::Exit
     }

@@ -26,22 +26,23 @@ impl Doorbell {
         };
     }
 
-    /// Sleeps until a bit is set or CLOCK_MONOTONIC reaches `until`. True: a bit is set.
+    /// Sleeps until a kick or a stop, or until CLOCK_MONOTONIC reaches `until_ns`. True: a kick or a stop.
     pub fn sleep(&self, until_ns: u64) -> bool {
         loop {
-            if self.bits.load(Ordering::Acquire) != 0 {
+            let bits = self.bits.load(Ordering::Acquire);
+            if bits & (attention::KICK | attention::STOP) != 0 {
                 return true;
             }
             if monotonic_ns() >= until_ns {
                 return false;
             }
-            wait_while_zero(&self.bits, until_ns);
+            wait_while_equal(&self.bits, bits, until_ns);
         }
     }
 }
 
 /// One FUTEX_WAIT with an absolute deadline; returns for any reason.
-fn wait_while_zero(word: &AtomicU32, until_ns: u64) {
+fn wait_while_equal(word: &AtomicU32, value: u32, until_ns: u64) {
     let timeout = libc::timespec {
         tv_sec: (until_ns / 1_000_000_000).min(i64::MAX as u64 / 2) as i64,
         tv_nsec: (until_ns % 1_000_000_000) as i64,
@@ -53,7 +54,7 @@ fn wait_while_zero(word: &AtomicU32, until_ns: u64) {
             libc::SYS_futex,
             std::ptr::from_ref(word),
             operation,
-            0u32,
+            value,
             &raw const timeout,
             std::ptr::null::<u32>(),
             libc::FUTEX_BITSET_MATCH_ANY,
@@ -62,21 +63,21 @@ fn wait_while_zero(word: &AtomicU32, until_ns: u64) {
 }
 
 impl Cpu {
-    /// Sleeps until the doorbell rings or the clock reaches `until`. Virtual time warps there at once.
-    pub(super) fn sleep_until(&mut self, until: u64) {
-        match &mut self.clock {
+    /// Sleeps until kicked (true; the kick is taken) or until the clock reaches `until`. Virtual time warps
+    /// there at once. The core must not be running.
+    pub fn wait(&mut self, until: u64) -> bool {
+        let kicked = match &mut self.clock {
             Clock::Virtual { skipped } => {
-                let now = self.state.retired.wrapping_add(*skipped);
-                *skipped = skipped.wrapping_add(until.saturating_sub(now));
+                let kicked = self.doorbell.bits.load(Ordering::Acquire) & (attention::KICK | attention::STOP) != 0;
+                if !kicked {
+                    let now = self.state.retired.wrapping_add(*skipped);
+                    *skipped = skipped.wrapping_add(until.saturating_sub(now));
+                }
+                kicked
             }
-            Clock::Host { origin } => {
-                let until = until.saturating_add(*origin);
-                // Whoever asks for a shootdown need not wait for a core that sleeps.
-                self.mmu_run_end();
-                self.doorbell.sleep(until);
-                self.mmu_run_begin();
-            }
-        }
-        self.boundary = true;
+            Clock::Host { origin } => self.doorbell.sleep(until.saturating_add(*origin)),
+        };
+        self.doorbell.bits.fetch_and(!attention::KICK, Ordering::AcqRel);
+        kicked
     }
 }

@@ -20,6 +20,8 @@ pub struct VmcsPage {
 // SAFETY: a `VmcsPage` is a pointer into `Memory`, which outlives the `Cpu` that holds both; who runs the
 // core is the only one to use it.
 unsafe impl Send for VmcsPage {}
+// SAFETY: as above; nothing is reached through a shared reference that a copy would not reach.
+unsafe impl Sync for VmcsPage {}
 
 impl Default for VmcsPage {
     fn default() -> Self {

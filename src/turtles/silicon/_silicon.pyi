@@ -191,8 +191,13 @@ class Core:
     def digest(self) -> int:
         """Hash of (retired, reason, RIP) of all exits so far: two equal runs have the same."""
 
-def check_entry(vmcs: Vmcs, model: Model) -> Rule | None:
-    """The first rule of VM entry (SDM chapter 27) that the VMCS breaks."""
+def check_entry(vmcs: Vmcs, model: Model, read: Callable[[int], int] | None = None) -> Rule | None:
+    """The first rule of VM entry (SDM chapter 27) that the VMCS breaks.
+
+    `read(pa)` gives eight bytes at a physical address that the VMCS holds (virtual-APIC page, linked VMCS,
+    PDPTEs); memory itself, unless the VMCS is one whose addresses are not host-physical. Neither launch
+    state nor the mode of whoever enters is checked.
+    """
 
 def entry_rules() -> list[Rule]:
     """Every rule that `check_entry` knows, in the order in which they are checked."""
