@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from turtles.l0.outcome import TIMEOUT, Ending
 
 from tests.guests.samples import elf32, multiboot_header
+from turtles.l0.outcome import TIMEOUT, Ending
 from turtles.tools.machine import Rig
 from turtles.tools.options import DebugExit, RunOptions
 

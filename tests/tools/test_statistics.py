@@ -4,8 +4,8 @@ import io
 import json
 
 from rich.console import Console
-from turtles.l0.stats import Row
 
+from turtles.l0.stats import Row
 from turtles.tools.statistics import RunFigures, as_json, exit_table
 
 ROWS = [

@@ -185,7 +185,7 @@ class Core:
     def stop(self) -> None:
         """As `kick`, and for good: every later `enter` returns at once. From any thread."""
     def wait(self, deadline: int | None = None) -> bool:
-        """Sleeps until kicked (true) or `deadline`; the GIL is released. Virtual time warps to the deadline."""
+        """Sleeps until kicked (true) or `deadline`, without the GIL. Virtual time warps to the deadline."""
     def now(self) -> int:
         """Time in nanoseconds: the TSC before VMCS offset, IA32_TSC and IA32_TSC_ADJUST."""
     def digest(self) -> int:
