@@ -5,6 +5,7 @@
 
 use std::ffi::c_int;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
@@ -195,13 +196,10 @@ impl PyMemory {
     }
 
     /// A window of `length` bytes that a device reads and writes in place, until it is closed.
-    fn dma(&self, pa: u64, length: u64) -> PyResult<DmaWindow> {
+    fn dma(&self, py: Python<'_>, pa: u64, length: u64) -> PyResult<DmaWindow> {
         self.check(pa, length)?;
-        Ok(DmaWindow {
-            window: Window { memory: Arc::clone(&self.inner), pa, length, writable: true },
-            view: None,
-            closed: false,
-        })
+        let window = Window::new(&self.inner, pa, length);
+        Ok(DmaWindow { window: Py::new(py, window)?, view: None, closed: false })
     }
 
     /// Pages of the pool as a writable memoryview of 64-bit slots. Nothing in the pool is ever decoded.
@@ -211,9 +209,8 @@ impl PyMemory {
         if pa < self.inner.ram_size() || (pa | length) % 8 != 0 {
             return Err(PyValueError::new_err(format!("{pa:#x} is not a range of 64-bit slots in the pool")));
         }
-        Window { memory: Arc::clone(&self.inner), pa, length, writable: true }
-            .memoryview(py)?
-            .call_method1("cast", ("Q",))
+        let window = Bound::new(py, Window::new(&self.inner, pa, length))?;
+        PyMemoryView::from(window.as_any())?.call_method1("cast", ("Q",))
     }
 
     /// Flags of the page of `pa`: 1 dirty, 2 holds decoded code, 4 writable without notice.
@@ -283,23 +280,19 @@ unsafe fn fill(
     if failed != 0 { Err(PyErr::fetch(owner.py())) } else { Ok(()) }
 }
 
-/// A range of memory that Python reaches through the buffer protocol. Checked when it is made.
+/// A range of memory that Python writes through the buffer protocol. Checked when it is made.
 #[pyclass(frozen, module = "turtles.silicon._silicon")]
 struct Window {
     memory: Arc<Memory>,
     pa: u64,
     length: u64,
-    writable: bool,
+    /// Buffers given out and not yet released; all slices of one memoryview share one.
+    exports: AtomicUsize,
 }
 
 impl Window {
-    fn memoryview(self, py: Python<'_>) -> PyResult<Bound<'_, PyMemoryView>> {
-        PyMemoryView::from(Bound::new(py, self)?.as_any())
-    }
-
-    /// Another window on the same range.
-    fn again(&self) -> Self {
-        Self { memory: Arc::clone(&self.memory), ..*self }
+    fn new(memory: &Arc<Memory>, pa: u64, length: u64) -> Self {
+        Self { memory: Arc::clone(memory), pa, length, exports: AtomicUsize::new(0) }
     }
 }
 
@@ -309,9 +302,17 @@ impl Window {
     /// Called by Python with a valid `view`.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let this = slf.get();
-        let (pointer, length, writable) = (this.memory.ptr(this.pa), this.length, this.writable);
+        let (pointer, length) = (this.memory.ptr(this.pa), this.length);
         // SAFETY: the range was checked when the window was made; the view keeps `slf`, which keeps the mapping.
-        unsafe { fill(slf.into_any(), view, flags, pointer, length, writable) }
+        unsafe { fill(slf.clone().into_any(), view, flags, pointer, length, true) }?;
+        this.exports.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by Python once for each view.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -319,7 +320,7 @@ impl Window {
 /// the pages dirty; the view cannot be used afterwards.
 #[pyclass(module = "turtles.silicon._silicon")]
 pub struct DmaWindow {
-    window: Window,
+    window: Py<Window>,
     view: Option<Py<PyMemoryView>>,
     closed: bool,
 }
@@ -332,22 +333,28 @@ impl DmaWindow {
         if self.closed {
             return Err(PyValueError::new_err("the DMA window is closed"));
         }
-        if self.view.is_none() {
-            self.view = Some(self.window.again().memoryview(py)?.unbind());
+        if let Some(view) = &self.view {
+            return Ok(view.clone_ref(py));
         }
-        self.view.as_ref().map(|v| v.clone_ref(py)).ok_or_else(|| PyValueError::new_err("no view"))
+        let view = PyMemoryView::from(self.window.bind(py).as_any())?.unbind();
+        self.view = Some(view.clone_ref(py));
+        Ok(view)
     }
 
-    /// Ends the transfer. Raises BufferError while something else still uses the view.
+    /// Ends the transfer. Raises BufferError while a slice of the view is still in use.
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
         if self.closed {
             return Ok(());
         }
-        if let Some(view) = &self.view {
+        if let Some(view) = self.view.take() {
             view.call_method0(py, "release")?;
         }
+        let window = self.window.get();
+        if window.exports.load(Ordering::Relaxed) != 0 {
+            return Err(PyBufferError::new_err("a part of the DMA window is still in use"));
+        }
         self.closed = true;
-        self.window.memory.written(self.window.pa, self.window.length);
+        window.memory.written(window.pa, window.length);
         Ok(())
     }
 
