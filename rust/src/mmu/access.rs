@@ -132,15 +132,17 @@ impl Cpu {
         self.write_bytes_slow(linear, data)
     }
 
+    /// Host pointer for reading `len` bytes of one page, if the TLB has it already.
     #[inline(always)]
-    fn hit_read(&self, linear: u64, len: u64) -> Option<*const u8> {
+    pub(crate) fn hit_read(&self, linear: u64, len: u64) -> Option<*const u8> {
         let entry = self.mmu.data_entry(linear);
         let hit = len != 0 && linear.wrapping_add(len - 1) & !0xfff == entry.read && len <= 4096;
         hit.then(|| linear.wrapping_add(entry.addend) as *const u8)
     }
 
+    /// As [`Cpu::hit_read`], for writing.
     #[inline(always)]
-    fn hit_write(&self, linear: u64, len: u64) -> Option<*mut u8> {
+    pub(crate) fn hit_write(&self, linear: u64, len: u64) -> Option<*mut u8> {
         let entry = self.mmu.data_entry(linear);
         let hit = len != 0 && linear.wrapping_add(len - 1) & !0xfff == entry.write && len <= 4096;
         hit.then(|| linear.wrapping_add(entry.addend) as *mut u8)

@@ -230,10 +230,20 @@ fn gate(cpu: &mut Cpu, vex: bool) -> Exec {
     cpu.vector_gate(if vex { Gate::Avx } else { Gate::Sse })
 }
 
+/// A vector register's number from [`Insn::r`], which the decoder fills with it.
+#[inline(always)]
+fn number(r: u8) -> usize {
+    usize::from(r & 15)
+}
+
 /// Number of vector register operand `n`.
 #[inline(always)]
 fn register(insn: &Insn, n: u32) -> usize {
-    insn.iced.op_register(n).number() & 15
+    match n {
+        0 => number(insn.r[0]),
+        1 => number(insn.r[1]),
+        _ => number(insn.r[2]),
+    }
 }
 
 /// Writes the low 16 bytes, and with VEX the upper ones too.
@@ -260,11 +270,7 @@ fn load<const VEX: bool, const SIZE: u32, const ALIGN: u64>(cpu: &mut Cpu, insn:
             let v = cpu.read::<u128>(linear)?;
             [v as u64, (v >> 64) as u64, 0, 0]
         }
-        _ => {
-            let mut bytes = [0; 32];
-            cpu.read_bytes(linear, &mut bytes)?;
-            std::array::from_fn(|n| u64::from_le_bytes(std::array::from_fn(|k| bytes[8 * n + k])))
-        }
+        _ => cpu.read_256(linear)?,
     };
     put(cpu, VEX, register(insn, 0), value);
     Ok(())
@@ -281,13 +287,7 @@ fn store<const VEX: bool, const SIZE: u32, const ALIGN: u64>(cpu: &mut Cpu, insn
         4 => cpu.write(linear, v[0] as u32),
         8 => cpu.write(linear, v[0]),
         16 => cpu.write(linear, u128::from(v[0]) | u128::from(v[1]) << 64),
-        _ => {
-            let mut bytes = [0; 32];
-            for (chunk, slot) in bytes.chunks_exact_mut(8).zip(v) {
-                chunk.copy_from_slice(&slot.to_le_bytes());
-            }
-            cpu.write_bytes(linear, &bytes)
-        }
+        _ => cpu.write_256(linear, v),
     }
 }
 
@@ -306,7 +306,7 @@ fn copy<const VEX: bool, const SIZE: u32, const TO: u32, const FROM: u32>(cpu: &
 
 fn from_gpr<const VEX: bool, const SIZE: u32>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     gate(cpu, VEX)?;
-    let v = cpu.state.gpr[register(insn, 1)];
+    let v: u64 = cpu.reg(insn.r[1]);
     put(cpu, VEX, register(insn, 0), [if SIZE == 4 { v & 0xffff_ffff } else { v }, 0, 0, 0]);
     Ok(())
 }
@@ -314,7 +314,7 @@ fn from_gpr<const VEX: bool, const SIZE: u32>(cpu: &mut Cpu, insn: &Insn) -> Exe
 fn to_gpr<const VEX: bool, const SIZE: u32>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     gate(cpu, VEX)?;
     let v = cpu.state.ymm[register(insn, 1)][0];
-    cpu.state.gpr[register(insn, 0)] = if SIZE == 4 { v & 0xffff_ffff } else { v };
+    cpu.set_reg::<u64>(insn.r[0], if SIZE == 4 { v & 0xffff_ffff } else { v });
     Ok(())
 }
 

@@ -96,6 +96,29 @@ impl Cpu {
         Ok(linear)
     }
 
+    /// Reads 32 bytes as four slots.
+    #[inline]
+    pub(super) fn read_256(&mut self, linear: u64) -> Exec<[u64; 4]> {
+        let low: u128 = self.read(linear)?;
+        let high: u128 = self.read(linear.wrapping_add(16))?;
+        Ok([low as u64, (low >> 64) as u64, high as u64, (high >> 64) as u64])
+    }
+
+    /// Writes 32 bytes, all or none.
+    #[inline]
+    pub(super) fn write_256(&mut self, linear: u64, v: [u64; 4]) -> Exec {
+        if linear & 0xfff > 0xfe0 {
+            let mut bytes = [0; 32];
+            for (chunk, slot) in bytes.chunks_exact_mut(8).zip(v) {
+                chunk.copy_from_slice(&slot.to_le_bytes());
+            }
+            return self.write_bytes(linear, &bytes);
+        }
+        // Within a page: if the first half can be written, so can the second.
+        self.write(linear, u128::from(v[0]) | u128::from(v[1]) << 64)?;
+        self.write(linear.wrapping_add(16), u128::from(v[2]) | u128::from(v[3]) << 64)
+    }
+
     /// Reads the memory operand into the scratch buffer.
     #[inline]
     pub(super) fn load_scratch(&mut self, linear: u64, size: u8) -> Exec {
@@ -111,6 +134,12 @@ impl Cpu {
             16 => {
                 let v: u128 = self.read(linear)?;
                 self.vector.scratch.mem[..16].copy_from_slice(&v.to_le_bytes());
+            }
+            32 => {
+                let v = self.read_256(linear)?;
+                for (chunk, slot) in self.vector.scratch.mem.chunks_exact_mut(8).zip(v) {
+                    chunk.copy_from_slice(&slot.to_le_bytes());
+                }
             }
             _ => {
                 let mut buffer = [0; 64];
@@ -131,37 +160,72 @@ impl Cpu {
             4 => self.write(linear, part(0) as u32),
             8 => self.write(linear, part(0)),
             16 => self.write(linear, u128::from(part(0)) | u128::from(part(1)) << 64),
+            32 => self.write_256(linear, std::array::from_fn(part)),
             _ => self.write_bytes(linear, &mem[..usize::from(size & 63)]),
         }
     }
 
-    /// Runs a stub. #XM leaves the flags in MXCSR and nothing else.
+    /// Where a stub finds the operand at `linear`: in guest memory itself where one page holds it and the TLB
+    /// has that, else a copy in the scratch buffer.
     #[inline]
-    fn run_stub(&mut self, stub: &Stub) -> Exec {
+    fn source(&mut self, linear: u64, size: u8) -> Exec<*mut u8> {
+        if let Some(pointer) = self.hit_read(linear, u64::from(size)) {
+            return Ok(pointer.cast_mut());
+        }
+        self.load_scratch(linear, size)?;
+        Ok(self.scratch_operand())
+    }
+
+    /// The scratch buffer as a stub's operand.
+    #[inline]
+    fn scratch_operand(&mut self) -> *mut u8 {
+        (&raw mut self.vector.scratch.mem).cast()
+    }
+
+    /// Runs a stub on the operand at host address `operand`. #XM leaves the flags in MXCSR and nothing else.
+    #[inline]
+    fn run_stub(&mut self, stub: &Stub, operand: *mut u8) -> Exec {
         let state = &raw mut *self.state;
         let scratch = &raw mut *self.vector.scratch;
         if stub.traits.simd_fp {
             self.vector.scratch.mxcsr_in = self.state.mxcsr as u32;
             if self.state.mxcsr & MXCSR_MASKS != MXCSR_MASKS {
-                return self.run_unmasked(stub);
+                return self.run_unmasked(stub, operand);
             }
         }
-        // SAFETY: the stub was assembled for these two structures and touches nothing else.
-        unsafe { (stub.entry)(state, scratch) };
+        // SAFETY: the stub was assembled for these structures and an operand of its size: the scratch buffer,
+        // or guest memory that the TLB vouches for, written only through `hit_write`.
+        unsafe { (stub.entry)(state, scratch, operand) };
         Ok(())
     }
 
     #[cold]
-    fn run_unmasked(&mut self, stub: &Stub) -> Exec {
+    fn run_unmasked(&mut self, stub: &Stub, operand: *mut u8) -> Exec {
         let state = &raw mut *self.state;
         let scratch = &raw mut *self.vector.scratch;
         // SAFETY: as in `run_stub`; after SIGFPE the landing returns in the stub's place.
-        let result = trap::catching(self.vector.landing, || unsafe { (stub.entry)(state, scratch) });
+        let result = trap::catching(self.vector.landing, || unsafe { (stub.entry)(state, scratch, operand) });
         if result == 0 {
             return Ok(());
         }
         self.state.mxcsr = u64::from(result & 0xffff);
         Err(self.simd_exception())
+    }
+
+    /// Runs a stub whose operand at `linear` is written.
+    #[inline]
+    fn run_storing(&mut self, stub: &Stub, linear: u64) -> Exec {
+        let size = stub.traits.size;
+        if let Some(pointer) = self.hit_write(linear, u64::from(size)) {
+            return self.run_stub(stub, pointer);
+        }
+        if stub.traits.simd_fp {
+            // VCVTPS2PH: a page fault goes before #XM.
+            self.probe_write(linear, u64::from(size))?;
+        }
+        let operand = self.scratch_operand();
+        self.run_stub(stub, operand)?;
+        self.store_scratch(linear, size)
     }
 
     /// #XM, or #UD where the operating system has not enabled it (SDM vol. 3, 2.5, CR4.OSXMMEXCPT).
@@ -189,20 +253,15 @@ fn run(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let t = &stub.traits;
     cpu.vector_gate(t.gate)?;
     match t.access {
-        Access::None => cpu.run_stub(&stub)?,
+        Access::None => cpu.run_stub(&stub, std::ptr::null_mut())?,
         Access::Read => {
             let linear = cpu.vector_operand(insn, t)?;
-            cpu.load_scratch(linear, t.size)?;
-            cpu.run_stub(&stub)?;
+            let operand = cpu.source(linear, t.size)?;
+            cpu.run_stub(&stub, operand)?;
         }
         Access::Write => {
             let linear = cpu.vector_operand(insn, t)?;
-            if t.simd_fp {
-                // VCVTPS2PH: a page fault goes before #XM.
-                cpu.probe_write(linear, u64::from(t.size))?;
-            }
-            cpu.run_stub(&stub)?;
-            cpu.store_scratch(linear, t.size)?;
+            cpu.run_storing(&stub, linear)?;
         }
     }
     cpu.commit(t);
@@ -218,15 +277,9 @@ fn run_mmx(cpu: &mut Cpu, insn: &Insn) -> Exec {
         Access::None => 0,
         _ => cpu.vector_operand(insn, t)?,
     };
-    if t.access == Access::Read {
-        cpu.load_scratch(linear, t.size)?;
-    }
+    let operand = if t.access == Access::Read { cpu.source(linear, t.size)? } else { std::ptr::null_mut() };
     cpu.with_mmx(|cpu| {
-        cpu.run_stub(&stub)?;
-        if t.access == Access::Write {
-            cpu.store_scratch(linear, t.size)?;
-        }
-        Ok(())
+        if t.access == Access::Write { cpu.run_storing(&stub, linear) } else { cpu.run_stub(&stub, operand) }
     })?;
     cpu.commit(t);
     Ok(())

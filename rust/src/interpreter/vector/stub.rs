@@ -1,5 +1,5 @@
 //! From an instruction to a stub: host code that loads the registers it uses from [`State`], executes it
-//! with its memory operand redirected to the scratch buffer, and stores what it wrote.
+//! with its memory operand redirected to a host address, and stores what it wrote.
 //!
 //! A stub uses only registers that the System V ABI lets it clobber and no stack frame. It knows nothing of
 //! guest memory, of faults other than SIGFPE, and of the checks before an instruction.
@@ -53,8 +53,8 @@ impl Default for Scratch {
 /// MXCSR of all Rust code.
 pub const HOST_MXCSR: u32 = 0x1f80;
 
-/// A stub's code. Returns 0, or after SIGFPE MXCSR with bit 31 set (then nothing was stored).
-pub type Entry = unsafe extern "sysv64" fn(*mut State, *mut Scratch) -> u32;
+/// A stub's code, given the state, the scratch and the host address of the memory operand. Returns 0, or after SIGFPE MXCSR with bit 31 set (then nothing was stored).
+pub type Entry = unsafe extern "sysv64" fn(*mut State, *mut Scratch, *mut u8) -> u32;
 
 /// What must be enabled for an instruction, hence which checks come first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,9 +105,11 @@ pub struct Traits {
     pub to_mmx: bool,
 }
 
-/// The scratch's and the state's base registers in stubs (System V's first two arguments).
+/// Base registers of the state and the scratch in stubs (System V's first two arguments).
 const STATE: Register = Register::RDI;
 const SCRATCH: Register = Register::RSI;
+/// Base register of the memory operand: the third argument is moved there, for RDX may be an operand.
+const OPERAND: Register = Register::R11;
 
 /// Instructions that take or change MXCSR: all floating-point arithmetic and conversions.
 fn is_simd_fp(mnemonic: Mnemonic) -> bool {
@@ -222,7 +224,7 @@ impl GprMap {
         let host = register.full_register();
         if let Some(pair) = self.pairs.iter_mut().find(|p| p.0 == host) {
             pair.3 |= written;
-        } else if host != SCRATCH {
+        } else if host != OPERAND {
             self.pairs.push((host, host.number(), 0, written));
         }
     }
@@ -298,7 +300,7 @@ pub fn traits(i: &Instruction) -> Option<Traits> {
 const RFLAGS_STATUS: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
-/// `i` with its memory operand in the scratch buffer and without prefixes: what instructions that can share
+/// `i` with its memory operand at [`OPERAND`] and without prefixes: what instructions that can share
 /// a stub have in common.
 #[must_use]
 pub fn canonical(i: &Instruction) -> Instruction {
@@ -308,11 +310,11 @@ pub fn canonical(i: &Instruction) -> Instruction {
     host.set_has_repne_prefix(false);
     host.set_segment_prefix(Register::None);
     if host.op_kinds().any(|kind| kind == OpKind::Memory) {
-        host.set_memory_base(SCRATCH);
+        host.set_memory_base(OPERAND);
         host.set_memory_index(Register::None);
         host.set_memory_index_scale(1);
-        host.set_memory_displacement64(offset_of!(Scratch, mem) as u64);
-        host.set_memory_displ_size(1);
+        host.set_memory_displacement64(0);
+        host.set_memory_displ_size(0);
     }
     host
 }
@@ -359,6 +361,9 @@ pub fn assemble(i: &Instruction, t: &Traits, address: u64) -> Result<Vec<u8>, Ic
     let ymm = |n: usize| offset_of!(State, ymm) + 32 * n;
     let xmm_register = |n: usize| Register::XMM0 + n as u32;
     let ymm_register = |n: usize| Register::YMM0 + n as u32;
+    if t.access != Access::None {
+        e.emit(&Instruction::with2(Code::Mov_r64_rm64, OPERAND, Register::RDX)?)?;
+    }
     if t.gate == Gate::X87 {
         e.on(Code::Fxrstor64_m512byte, SCRATCH, offset_of!(Scratch, fx_in))?;
     }

@@ -97,7 +97,7 @@ fn arithmetic(cpu: &mut Cpu, insn: &Insn) -> Exec {
     }
     scratch.flags_in = s.rflags & flag::STATUS | 2;
     // SAFETY: the stub was assembled for these two structures. No exception is pending, so it cannot trap.
-    unsafe { (stub.entry)(&raw mut *s, &raw mut *scratch) };
+    unsafe { (stub.entry)(&raw mut *s, &raw mut *scratch, (&raw mut scratch.mem).cast()) };
 
     let fsw = scratch.fx_out[0] >> 16 & 0xffff;
     // A store that meets an unmasked exception other than precision stores nothing (SDM vol. 1, 8.5).
