@@ -12,13 +12,13 @@ use crate::stop::{Exec, Stop};
 /// The handler of `i`; [`unsupported`] when there is none.
 #[must_use]
 pub fn select(i: &Instruction) -> Handler {
-    super::select_integer(i).or_else(|| system::select(i)).or_else(|| vector::select(i)).unwrap_or(unsupported)
+    find(i).unwrap_or(unsupported)
 }
 
-/// Whether the processor offers all the features that an instruction needs, in the widest model.
+/// The handler of `i`, if some group has it.
 #[must_use]
-pub fn offered(i: &Instruction) -> bool {
-    i.cpuid_features().iter().all(|f| OFFERED.contains(f))
+pub fn find(i: &Instruction) -> Option<Handler> {
+    super::select_integer(i).or_else(|| system::select(i)).or_else(|| vector::select(i))
 }
 
 /// No handler: #UD if the instruction is not offered, else the run ends so that nobody overlooks it.
@@ -40,7 +40,6 @@ pub fn too_long(cpu: &mut Cpu, _: &Insn) -> Exec {
 /// Features (as the decoder names them) of which every instruction is implemented.
 pub static OFFERED: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
-    CpuidFeature::INTEL8086_ONLY,
     CpuidFeature::INTEL186,
     CpuidFeature::INTEL286,
     CpuidFeature::INTEL386,
