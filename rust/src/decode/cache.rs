@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Insn;
-use super::build::{Decoded as DecodedInsn, decode_block, decode_one};
+use super::build::{Decoded, decode_block, decode_one};
 use crate::cpu::Bits;
 use crate::memory::Memory;
 
@@ -74,7 +74,7 @@ impl Block {
         self.bytes.len() as u64
     }
 
-    fn new(decoded: Decoded, memory: &Memory) -> Self {
+    fn new(decoded: Draft, memory: &Memory) -> Self {
         let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
             host_pa: decoded.host_pa,
@@ -96,7 +96,7 @@ impl Block {
 }
 
 /// What decoding found: a block that is not in a cache yet.
-pub struct Decoded {
+pub struct Draft {
     host_pa: u64,
     second_pa: u64,
     bits: Bits,
@@ -107,7 +107,7 @@ pub struct Decoded {
     pub versions: [u32; 2],
 }
 
-impl Decoded {
+impl Draft {
     /// Length in bytes.
     #[must_use]
     pub fn byte_len(&self) -> u64 {
@@ -129,29 +129,29 @@ fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
 
 /// Decodes the block at `host_pa`; `None` if its first instruction goes on in the next page.
 #[must_use]
-pub fn in_page(memory: &Memory, host_pa: u64, bits: Bits) -> Option<Decoded> {
+pub fn in_page(memory: &Memory, host_pa: u64, bits: Bits) -> Option<Draft> {
     let mut bytes = vec![0; (PAGE - host_pa % PAGE) as usize];
     memory.read_bytes(host_pa, &mut bytes);
     let (insns, len, chained) = decode_block(&bytes, bits);
     bytes.truncate(len);
-    let block = Decoded { host_pa, second_pa: ONE_PAGE, bits, insns, bytes, chained, versions: [0; 2] };
+    let block = Draft { host_pa, second_pa: ONE_PAGE, bits, insns, bytes, chained, versions: [0; 2] };
     (!block.insns.is_empty()).then_some(block)
 }
 
 /// Decodes the one instruction that begins at the first address and goes on at the second.
 #[must_use]
-pub fn across(memory: &Memory, [host_pa, second_pa]: [u64; 2], versions: [u32; 2], bits: Bits) -> Decoded {
+pub fn across(memory: &Memory, [host_pa, second_pa]: [u64; 2], versions: [u32; 2], bits: Bits) -> Draft {
     let first = ((PAGE - host_pa % PAGE) as usize).min(15);
     let mut bytes = vec![0; 15];
     memory.read_bytes(host_pa, &mut bytes[..first]);
     memory.read_bytes(second_pa, &mut bytes[first..]);
     // With 15 bytes the decoder always comes to an end.
     let insns = match decode_one(&bytes, bits) {
-        DecodedInsn::Insn(insn) => vec![insn],
-        DecodedInsn::Truncated => Vec::new(),
+        Decoded::Insn(insn) => vec![insn],
+        Decoded::Truncated => Vec::new(),
     };
     bytes.truncate(insns.first().map_or(15, |i| usize::from(i.len)));
-    Decoded { host_pa, second_pa, bits, insns, bytes, chained: false, versions }
+    Draft { host_pa, second_pa, bits, insns, bytes, chained: false, versions }
 }
 
 /// Block cache of one core.
@@ -224,7 +224,7 @@ impl BlockCache {
     }
 
     /// Puts a block in, in place of the one at its address.
-    pub fn insert(&mut self, memory: &Memory, decoded: Decoded) -> *mut Block {
+    pub fn insert(&mut self, memory: &Memory, decoded: Draft) -> *mut Block {
         self.decoded += 1;
         let key = key(decoded.host_pa, decoded.bits);
         let block = Block::new(decoded, memory);

@@ -14,7 +14,7 @@ use crate::cpu::Cpu;
 use crate::stop::Exec;
 
 pub use build::{Decoded as DecodedInsn, MAX_INSNS, decode_one};
-pub use cache::{Block, BlockCache, Decoded, ONE_PAGE, across, in_page};
+pub use cache::{Block, BlockCache, Draft, ONE_PAGE, across, in_page};
 
 /// An instruction's executor. On success the run loop moves `rip` to `cpu.next_rip` and counts it retired.
 ///

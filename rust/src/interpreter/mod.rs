@@ -39,6 +39,12 @@ fn select_integer(i: &Instruction) -> Option<Handler> {
         .or_else(|| decimal::select(i))
 }
 
+/// Whether an instruction belongs to the integer groups (for tests).
+#[must_use]
+pub fn is_integer(i: &Instruction) -> bool {
+    select_integer(i).is_some()
+}
+
 /// Whether the host runs the instructions of a feature that handlers use.
 fn host_has(feature: CpuidFeature) -> bool {
     use std::arch::is_x86_feature_detected as has;

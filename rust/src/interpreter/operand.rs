@@ -5,7 +5,7 @@
 use crate::cpu::{Bits, Cpu};
 use crate::decode::Insn;
 use crate::state::State;
-use crate::stop::{Exec, vector};
+use crate::stop::Exec;
 
 /// A general-purpose operand: u8, u16, u32, u64.
 pub trait Word: crate::memory::Int + Eq + Ord + 'static {
@@ -81,7 +81,8 @@ impl Cpu {
         base.wrapping_add(index << (insn.shift & 3)).wrapping_add(insn.disp) & insn.address_mask
     }
 
-    /// Linear address of the memory operand of `size` bytes, after segmentation and alignment check.
+    /// Linear address of the memory operand of `size` bytes, after segmentation. Alignment (#AC) is checked
+    /// at the access.
     #[inline(always)]
     pub fn mem(&mut self, insn: &Insn, size: u32, write: bool) -> Exec<u64> {
         let offset = self.ea(insn);
@@ -91,22 +92,9 @@ impl Cpu {
     /// Linear address of `offset` in segment `seg`. A non-canonical one is for the MMU to find.
     #[inline(always)]
     pub fn segmented(&mut self, seg: u8, offset: u64, size: u32, write: bool) -> Exec<u64> {
-        if self.mode.bits == Bits::B64 && !self.mode.align_check {
+        if self.mode.bits == Bits::B64 {
             return Ok(if seg >= 4 { offset.wrapping_add(self.state.seg[usize::from(seg & 7)].base) } else { offset });
         }
-        self.segmented_slow(seg, offset, size, write)
-    }
-
-    #[inline(never)]
-    fn segmented_slow(&mut self, seg: u8, offset: u64, size: u32, write: bool) -> Exec<u64> {
-        let linear = if self.mode.bits == Bits::B64 {
-            if seg >= 4 { offset.wrapping_add(self.state.seg[usize::from(seg & 7)].base) } else { offset }
-        } else {
-            self.linear(usize::from(seg & 7), offset, size, write)?
-        };
-        if self.mode.align_check && matches!(size, 2 | 4 | 8) && linear & u64::from(size - 1) != 0 {
-            return Err(self.raise(vector::AC, Some(0)));
-        }
-        Ok(linear)
+        self.linear(usize::from(seg & 7), offset, size, write)
     }
 }

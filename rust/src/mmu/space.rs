@@ -29,7 +29,9 @@ pub struct Mmu {
     /// PDPTE registers of PAE paging. VM entry loads them from the VMCS when EPT is on, VM exit stores them.
     pub pdpte: [u64; 4],
     /// TLB contexts.
-    pub(super) contexts: Vec<Box<Context>>,
+    pub(super) contexts: Vec<Context>,
+    /// Their keys, close together for the search.
+    keys: Vec<Key>,
     /// The context in force.
     pub(super) current: usize,
     clock: u64,
@@ -39,7 +41,7 @@ pub struct Mmu {
     pub(super) watch: Watch,
 }
 
-// SAFETY: the pointers point into the boxed contexts of the same structure (or a static) and are used by
+// SAFETY: the pointers point into the boxed arrays of the contexts of the same structure (or a static) and are used by
 // whoever has the structure.
 unsafe impl Send for Mmu {}
 
@@ -55,6 +57,7 @@ impl Default for Mmu {
             code_view: View::Supervisor,
             pdpte: [0; 4],
             contexts: Vec::new(),
+            keys: Vec::new(),
             current: 0,
             clock: 0,
             ept: EptCache::default(),
@@ -88,15 +91,17 @@ impl Mmu {
     /// Makes the context of `key` the current one.
     fn select(&mut self, key: Key) {
         self.clock += 1;
-        if let Some(found) = self.contexts.iter().position(|c| c.key == key) {
+        if let Some(found) = self.keys.iter().position(|k| *k == key) {
             self.current = found;
         } else if self.contexts.len() < CONTEXTS {
             self.current = self.contexts.len();
             self.contexts.push(Context::new(key));
+            self.keys.push(key);
         } else {
             let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used).map_or(0, |(i, _)| i);
             self.contexts[oldest].flush(false);
             self.contexts[oldest].key = key;
+            self.keys[oldest] = key;
             self.current = oldest;
         }
         self.contexts[self.current].used = self.clock;

@@ -45,11 +45,8 @@ pub fn slot(linear: u64) -> usize {
     (linear >> 12) as usize & (ENTRIES - 1)
 }
 
-/// One array.
-pub type Array = [TlbEntry; ENTRIES];
-
 /// An array in which every access misses.
-pub static NOTHING: Array = [TlbEntry::EMPTY; ENTRIES];
+pub static NOTHING: [TlbEntry; ENTRIES] = [TlbEntry::EMPTY; ENTRIES];
 
 /// Which array an access uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +89,8 @@ pub struct Context {
     pub key: Key,
     /// When it was last selected.
     pub used: u64,
-    arrays: [Array; 3],
+    /// The three arrays, one after the other.
+    entries: Box<[TlbEntry; 3 * ENTRIES]>,
     /// Slots (array * ENTRIES + index) that may hold something: what a flush has to visit.
     filled: Vec<u16>,
     listed: [u64; BITMAP],
@@ -113,29 +111,26 @@ fn large_bit(linear: u64) -> usize {
 impl Context {
     /// An empty one.
     #[must_use]
-    pub fn new(key: Key) -> Box<Self> {
-        Box::new(Self {
-            key,
-            used: 0,
-            arrays: [[TlbEntry::EMPTY; ENTRIES]; 3],
-            filled: Vec::new(),
-            listed: [0; BITMAP],
-            global: [0; BITMAP],
-            large: [0; 16],
-        })
+    #[cold]
+    #[inline(never)]
+    pub fn new(key: Key) -> Self {
+        // Made on the heap: as an array it would pass through the stack.
+        let entries = vec![TlbEntry::EMPTY; 3 * ENTRIES].into_boxed_slice();
+        let entries = entries.try_into().unwrap_or_else(|_| Box::new([TlbEntry::EMPTY; 3 * ENTRIES]));
+        Self { key, used: 0, entries, filled: Vec::new(), listed: [0; BITMAP], global: [0; BITMAP], large: [0; 16] }
     }
 
     /// The array of a view. The pointer stays valid as long as the context.
     #[must_use]
     pub fn array(&self, view: View) -> *const TlbEntry {
-        self.arrays[view as usize].as_ptr()
+        self.entries[view as usize * ENTRIES..].as_ptr()
     }
 
     /// Adds a translation: `page` to host page `host`, for the kinds of access that are true. Kinds that the
     /// entry already allows stay allowed if the translation is the same.
     pub fn fill(&mut self, view: View, page: u64, host: u64, allow: [bool; 3], global: bool, large: bool) {
         let number = view as usize * ENTRIES + slot(page);
-        let entry = &mut self.arrays[view as usize][slot(page)];
+        let entry = &mut self.entries[number];
         let addend = host.wrapping_sub(page);
         if entry.addend != addend || entry.page() != Some(page) {
             *entry = TlbEntry { addend, ..TlbEntry::EMPTY };
@@ -166,7 +161,7 @@ impl Context {
         let mut kept = Vec::new();
         for number in self.filled.drain(..) {
             let n = usize::from(number);
-            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            let entry = &mut self.entries[n];
             if keep_global && bit(&self.global, n) && !entry.is_empty() {
                 kept.push(number);
                 continue;
@@ -191,7 +186,7 @@ impl Context {
         }
         for array in 0..3 {
             let n = array * ENTRIES + slot(page);
-            let entry = &mut self.arrays[array][slot(page)];
+            let entry = &mut self.entries[n];
             if entry.page() == Some(page) && !(keep_global && bit(&self.global, n)) {
                 *entry = TlbEntry::EMPTY;
             }
@@ -201,7 +196,7 @@ impl Context {
     fn flush_if(&mut self, keep_global: bool, matches: impl Fn(&TlbEntry) -> bool) {
         for &number in &self.filled {
             let n = usize::from(number);
-            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            let entry = &mut self.entries[n];
             if matches(entry) && !(keep_global && bit(&self.global, n)) {
                 *entry = TlbEntry::EMPTY;
             }
@@ -212,7 +207,7 @@ impl Context {
     pub fn write_protect(&mut self, host: Option<u64>) {
         for &number in &self.filled {
             let n = usize::from(number);
-            let entry = &mut self.arrays[n / ENTRIES][n % ENTRIES];
+            let entry = &mut self.entries[n];
             if entry.write != INVALID && host.is_none_or(|host| entry.write.wrapping_add(entry.addend) == host) {
                 entry.write = INVALID;
             }
@@ -227,7 +222,7 @@ mod tests {
     const ALL: [bool; 3] = [true, true, true];
 
     fn entry(context: &Context, view: View, linear: u64) -> TlbEntry {
-        context.arrays[view as usize][slot(linear)]
+        context.entries[view as usize * ENTRIES + slot(linear)]
     }
 
     #[test]

@@ -78,12 +78,18 @@ impl Engine {
 
     /// Executes one instruction from `state` with `memory` at [`DATA`].
     pub fn run(&mut self, bytes: &[u8], state: &NativeState, memory: &[u8]) -> (Result, NativeState) {
-        let DecodedInsn::Insn(insn) = decode_one(bytes, Bits::B64) else { panic!("cannot decode {bytes:02x?}") };
+        self.cpu.memory.write_bytes(DATA, memory);
+        load(&mut self.cpu, state);
+        let result = self.exec(bytes, Bits::B64);
+        (result, store(&self.cpu))
+    }
+
+    /// Executes one instruction in the processor's present state.
+    pub fn exec(&mut self, bytes: &[u8], bits: Bits) -> Result {
+        let DecodedInsn::Insn(insn) = decode_one(bytes, bits) else { panic!("cannot decode {bytes:02x?}") };
         let cpu = &mut self.cpu;
-        cpu.memory.write_bytes(DATA, memory);
-        load(cpu, state);
-        cpu.next_rip = state.rip.wrapping_add(u64::from(insn.len));
-        let result = match (insn.run)(cpu, &insn) {
+        cpu.next_rip = cpu.state.rip.wrapping_add(u64::from(insn.len));
+        match (insn.run)(cpu, &insn) {
             Ok(()) => {
                 cpu.state.rip = cpu.next_rip;
                 Result::Done
@@ -97,8 +103,34 @@ impl Engine {
                 }
             }
             Err(other) => panic!("{other:?} of {bytes:02x?}"),
-        };
-        (result, store(cpu))
+        }
+    }
+
+    /// Changes to CPL 0 (`bits` = 64), or to flat 32- or 16-bit protected code, or with `protected` false real mode.
+    pub fn mode(&mut self, bits: Bits, protected: bool) {
+        let s = &mut *self.cpu.state;
+        s.cr0 = if protected { s.cr0 | cr::CR0_PE } else { s.cr0 & !(cr::CR0_PE | cr::CR0_PG) };
+        if bits != Bits::B64 {
+            s.cr0 &= !cr::CR0_PG;
+            s.efer &= !(cr::EFER_LME | cr::EFER_LMA);
+        }
+        for (n, segment) in s.seg.iter_mut().enumerate() {
+            let code: u64 = match bits {
+                Bits::B64 => 0xa09b,
+                Bits::B32 => 0xc09b,
+                Bits::B16 => 0x809b,
+            };
+            segment.access = if n == seg::CS { code } else { 0xc093 };
+        }
+        self.cpu.update_mode();
+        self.cpu.mmu_context_changed();
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        self.cpu.memory.read_bytes(address, &mut out);
+        out
     }
 
     /// The data area but its unmapped page.
@@ -117,6 +149,7 @@ pub fn load(cpu: &mut Cpu, n: &NativeState) {
     s.rflags = n.rflags;
     s.ymm = n.ymm;
     s.mxcsr = u64::from(n.mxcsr);
+    (s.fop, s.fip, s.fdp) = (0, 0, 0);
     s.fcw = u64::from(n.fcw);
     s.fsw = u64::from(n.fsw);
     s.ftw = (0..8).fold(0, |tags, k| tags | if n.ftw >> k & 1 != 0 { 0 } else { 3 << (2 * k) });
