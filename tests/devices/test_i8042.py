@@ -56,6 +56,10 @@ def test_keyboard_reset_and_identify() -> None:
     rig.data(0xFF)
     assert rig.replies() == [0xFA, 0xAA]
     rig.data(0xF2)
+    assert rig.replies() == [0xFA, 0xAB, 0x41]
+    rig.command(0x60)
+    rig.data(0x05)  # without translation
+    rig.data(0xF2)
     assert rig.replies() == [0xFA, 0xAB, 0x83]
 
 

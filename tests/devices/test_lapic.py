@@ -375,6 +375,14 @@ def test_x2apic_reads_that_fault(rig: Rig, msr: int) -> None:
         rig.apic.read_msr(msr)
 
 
+def test_read_only_bits_of_the_lvt_do_not_fault(rig: Rig) -> None:
+    rig.x2apic()
+    rig.apic.write_msr(0x835, 0x5700)  # what Linux writes when it powers off
+    assert rig.apic.read_msr(0x835) == 0x700
+    rig.apic.write_msr(0x830, 0x4_5061)
+    assert rig.apic.read_msr(0x830) == 0x4_4061
+
+
 def test_x2apic_msrs_fault_in_xapic_mode(rig: Rig) -> None:
     with pytest.raises(ValueError):
         rig.apic.read_msr(0x802)

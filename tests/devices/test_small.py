@@ -54,6 +54,13 @@ def test_power_button_raises_sci_until_cleared() -> None:
     assert not rig.line.level
 
 
+def test_every_fixed_event_can_be_enabled() -> None:
+    rig = PmRig()
+    for bit in (0, 5, 8, 9, 10):
+        rig.pm.write(acpi_pm.ENABLE, 2, 1 << bit)
+        assert rig.pm.read(acpi_pm.ENABLE, 2) == 1 << bit
+
+
 def test_pm_timer_carry_interrupt() -> None:
     rig = PmRig()
     rig.pm.write(acpi_pm.ENABLE, 2, acpi_pm.TIMER_STS)

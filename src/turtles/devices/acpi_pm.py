@@ -1,7 +1,8 @@
 """ACPI fixed hardware: PM1a event and control blocks, the power-management timer, and the reset register.
 
 The machine is always in ACPI mode (SCI_EN reads one, there is no SMI command port). Sleep states other than
-S5 are ignored. There are no general-purpose events.
+S5 are ignored. There are no general-purpose
+events, and the sleep button and RTC status bits, which can be enabled, are never set.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ PM_TIMER_HZ = 3_579_545
 STATUS, ENABLE, CONTROL, TIMER = 0x00, 0x02, 0x04, 0x08
 BLOCK_SIZE = 0x0C
 
-TIMER_STS, GLOBAL_STS, POWER_BUTTON_STS, WAKE_STS = 1 << 0, 1 << 5, 1 << 8, 1 << 15
-ENABLE_BITS = TIMER_STS | GLOBAL_STS | POWER_BUTTON_STS
+TIMER_STS, GLOBAL_STS, POWER_BUTTON_STS, SLEEP_BUTTON_STS = 1 << 0, 1 << 5, 1 << 8, 1 << 9
+RTC_STS, WAKE_STS = 1 << 10, 1 << 15
+ENABLE_BITS = TIMER_STS | GLOBAL_STS | POWER_BUTTON_STS | SLEEP_BUTTON_STS | RTC_STS
 STATUS_BITS = ENABLE_BITS | WAKE_STS
 SCI_ENABLED, SLEEP_ENABLE = 1 << 0, 1 << 13
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from turtles.devices.interfaces import Line
 
 STATUS_OBF, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
-COMMAND_IRQ, COMMAND_SYSTEM, COMMAND_DISABLE = 0x01, 0x04, 0x10
+COMMAND_IRQ, COMMAND_SYSTEM, COMMAND_DISABLE, COMMAND_TRANSLATE = 0x01, 0x04, 0x10, 0x40
 
 ACK, RESEND, SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
 OUTPUT_LIMIT = 16
@@ -27,7 +27,7 @@ class I8042:
     def __init__(self, irq: Line, reset: Callable[[], None]) -> None:
         self._irq = irq
         self._reset = reset
-        self._command_byte = COMMAND_IRQ | COMMAND_SYSTEM
+        self._command_byte = COMMAND_IRQ | COMMAND_SYSTEM | COMMAND_TRANSLATE  # as firmware leaves it
         self._output: deque[int] = deque()
         self._ram = bytearray(32)
         self._expecting: int | None = None  # controller command whose data byte comes next
@@ -115,7 +115,8 @@ class I8042:
             self._output.clear()
             self._reply(ACK, SELF_TEST_PASSED)
         elif value == 0xF2:
-            self._reply(ACK, 0xAB, 0x83)  # MF2 keyboard
+            # MF2 keyboard; the second byte is a scan code to the translation.
+            self._reply(ACK, 0xAB, 0x41 if self._command_byte & COMMAND_TRANSLATE else 0x83)
         elif value == 0xEE:
             self._reply(0xEE)  # echo
         elif value in (0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA):

@@ -35,7 +35,7 @@ MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST, MSR_X2APIC_LAST = 0x1B, 0x6E0
 
 BASE_BSP, BASE_EXTD, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 SVR_ENABLE = 1 << 8
-LVT_MASKED, LVT_LEVEL, LVT_REMOTE_IRR = 1 << 16, 1 << 15, 1 << 14
+LVT_MASKED, LVT_READ_ONLY = 1 << 16, 1 << 14 | 1 << 12
 TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE = 0, 1, 2
 
 ESR_SEND_ILLEGAL_VECTOR, ESR_RECEIVED_ILLEGAL_VECTOR, ESR_ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
@@ -59,11 +59,12 @@ _X2APIC_WRITABLE = {
     EOI: 0,
     SVR: 0x1FF,
     ESR: 0,
-    ICR_LOW: 0xFFFF_FFFF_000C_CFFF,
+    ICR_LOW: 0xFFFF_FFFF_000C_DFFF,
     INITIAL_COUNT: 0xFFFF_FFFF,
     DIVIDE: 0xB,
     SELF_IPI: 0xFF,
-    **{register: bits & ~LVT_REMOTE_IRR for register, bits in _LVT_BITS.items()},
+    # Delivery status and Remote IRR are read-only, not reserved: writing them has no effect and no fault.
+    **{register: bits | LVT_READ_ONLY for register, bits in _LVT_BITS.items()},
 }
 _X2APIC_READABLE = (
     frozenset((ID, VERSION, TPR, PPR, LDR, SVR, ESR, ICR_LOW, INITIAL_COUNT, CURRENT_COUNT, DIVIDE))
@@ -525,7 +526,7 @@ class LocalApic:
         if not self.x2apic or writable is None or value & ~writable:
             raise MsrFault(f"WRMSR {msr:#x}, {value:#x}")
         if register == ICR_LOW:
-            self._icr = value
+            self._icr = value & ~(1 << 12)
             self._send_icr(value >> 32)
         elif register == SELF_IPI:
             self._icr = value | SHORTHAND_SELF << 18
