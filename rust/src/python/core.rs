@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use pyo3::create_exception;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::buffer::Slots;
@@ -16,6 +16,7 @@ use super::model::PyModel;
 use super::vmcs::{PyRule, PyVmcs};
 use crate::clock::{Clock, monotonic_ns};
 use crate::cpu::{Cpu, Doorbell};
+use crate::interpreter::vector::VectorUnit;
 use crate::state::{State, cr};
 use crate::vmx::Outcome;
 
@@ -87,6 +88,8 @@ impl PyCore {
         };
         let offered = Arc::clone(&model.bind(py).get().inner);
         let mut cpu = Cpu::new(Arc::clone(&memory.inner), offered, clock);
+        // Vector code runs natively: a host that refuses executable memory is told now, not at the first PXOR.
+        cpu.vector = VectorUnit::new().map_err(|error| PyOSError::new_err(error.to_string()))?;
         // Caches are on before VMX operation begins: VM entry keeps CD and NW.
         cpu.state.cr0 &= !(cr::CR0_CD | cr::CR0_NW);
         let state = (&raw mut *cpu.state).cast::<u64>();
