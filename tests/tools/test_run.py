@@ -97,9 +97,9 @@ def test_statistics_and_trace(tmp_path: Path) -> None:
     run(kernel(tmp_path, COM1 + HELLO + POWER_OFF_WITH_5), "--stats", str(stats), "--trace", str(trace))
     data = json.loads(stats.read_text())
     rows = {(e["level"], e["reason"]): e["count"] for e in data["exits"]}
-    assert rows[1, "IO_INSTRUCTION"] == 4
+    assert rows[1, "IO"] == 4
     assert data["run"]["retired"] >= 8
-    assert len([line for line in trace.read_text().splitlines() if " IO_INSTRUCTION " in line]) == 4
+    assert len([line for line in trace.read_text().splitlines() if " IO " in line]) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
