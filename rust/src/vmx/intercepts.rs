@@ -173,10 +173,10 @@ impl Cpu {
     #[must_use]
     pub fn cr_read_value(&mut self, n: u8) -> u64 {
         match n {
-            0 => merge(self.ctl.cr0_shadow, self.state.cr0, !self.ctl.cr0_mask),
+            0 => merge(self.ctl.cr0_shadow, self.state.cr0, self.ctl.cr0_mask),
             2 => self.state.cr2,
             3 => self.state.cr3,
-            4 => merge(self.ctl.cr4_shadow, self.state.cr4, !self.ctl.cr4_mask),
+            4 => merge(self.ctl.cr4_shadow, self.state.cr4, self.ctl.cr4_mask),
             8 => self.cr8(),
             _ => 0,
         }
