@@ -10,7 +10,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from turtles.silicon import VMCS_FIELDS, STATE_SLOTS, Core, Memory, Model, Vmcs
+from turtles.silicon import Core, Memory, Model, Vmcs
+from turtles.silicon._silicon import STATE_SLOTS, VMCS_FIELDS
 
 RAM = 16 << 20
 CODE = 0x8000

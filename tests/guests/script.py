@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from guests.vtx_machine import (
+from tests.guests.vtx_machine import (
     CODE,
     ENTRY_CONTROLS,
     HANDLER_SIZE,
@@ -84,8 +84,6 @@ class Script:
         """Carries out every line; returns how many exits were checked."""
         for line in self.lines:
             verb, *words = line.split()
-            if verb not in ("check", "do", "mode"):
-                pass
             getattr(self, f"_{verb}")(*words)
         return self.exits
 
@@ -141,7 +139,7 @@ class Script:
     def _map(self, gpa: str, permissions: str) -> None:
         self._finish()
         self.machine.map_2m(int(gpa, 0), int(permissions, 0))
-        self.machine.core.invept(0)
+        self.machine.memory.invept()
 
     def _unmap(self, gpa: str) -> None:
         self._map(gpa, "0")
@@ -160,7 +158,7 @@ class Script:
         m.write(0x2028, m.vmwrite_bitmap)
 
     def _shadow_slot(self, encoding: str) -> int:
-        from guests.vtx_machine import SLOT_OF
+        from tests.guests.vtx_machine import SLOT_OF
 
         return self.machine.shadow_pa + 8 * SLOT_OF[int(encoding, 0)]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from guests.script import Script
+from tests.guests.script import Script
 
 GUESTS = sorted((Path(__file__).parent / "vtx").glob("*.S"))
 
