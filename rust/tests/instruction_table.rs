@@ -13,9 +13,10 @@ use silicon::interpreter::select;
 const MODES: [u32; 3] = [64, 32, 16];
 
 /// What the table says of an encoding in a mode.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 enum Status {
     /// The mode does not have it.
+    #[default]
     Absent,
     NotOffered,
     Implemented,
@@ -143,12 +144,6 @@ fn nothing_is_missing_and_the_table_is_current() {
     assert!(missing.is_empty(), "{} encodings missing: {missing:#?}", missing.len());
     let current = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(current == table, "docs/instructions.md is not up to date: run with UPDATE=1");
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        Self::Absent
-    }
 }
 
 #[test]
