@@ -48,3 +48,15 @@ fn faults() {
     s.gpr[1] = 0;
     assert!(matches!(run(&mut native, &[0x48, 0xf7, 0xf1], &mut s), Outcome::Fault { vector: 0, .. })); // div rcx
 }
+
+#[test]
+fn code_of_32_bits() {
+    let mut native = Native::new();
+    let mut s = NativeState { code32: true, ..NativeState::default() };
+    (s.gpr[0], s.gpr[1]) = (0xffff_ffff, 5);
+    assert_eq!(run(&mut native, &[0x40], &mut s), Outcome::Done); // inc eax, a REX prefix in 64-bit code
+    assert_eq!((s.gpr[0], s.gpr[1], s.rip), (0, 5, 0x1000_0001));
+    assert_eq!(run(&mut native, &[0xd5, 0x0a], &mut s), Outcome::Done); // aad
+    s.code32 = false;
+    assert!(matches!(run(&mut native, &[0xd5, 0x0a], &mut s), Outcome::Fault { vector: 6, .. }));
+}

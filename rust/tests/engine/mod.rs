@@ -80,7 +80,11 @@ impl Engine {
     pub fn run(&mut self, bytes: &[u8], state: &NativeState, memory: &[u8]) -> (Result, NativeState) {
         self.cpu.memory.write_bytes(DATA, memory);
         load(&mut self.cpu, state);
-        let result = self.exec(bytes, Bits::B64);
+        let bits = if state.code32 { Bits::B32 } else { Bits::B64 };
+        if self.cpu.mode.bits != bits {
+            self.user(bits);
+        }
+        let result = self.exec(bytes, bits);
         (result, store(&self.cpu))
     }
 
@@ -104,6 +108,13 @@ impl Engine {
             }
             Err(other) => panic!("{other:?} of {bytes:02x?}"),
         }
+    }
+
+    /// CPL 3 in long mode: 64-bit code, or 32-bit compatibility mode.
+    fn user(&mut self, bits: Bits) {
+        self.cpu.state.seg[seg::CS].access = if bits == Bits::B64 { 0xa0fb } else { 0xc0fb };
+        self.cpu.update_mode();
+        self.cpu.mmu_context_changed();
     }
 
     /// Changes to CPL 0 (`bits` = 64), or to flat 32- or 16-bit protected code, or with `protected` false real mode.
@@ -166,6 +177,7 @@ pub fn store(cpu: &Cpu) -> NativeState {
         gpr: s.gpr,
         rip: s.rip,
         rflags: s.rflags,
+        code32: cpu.mode.bits == Bits::B32,
         ymm: s.ymm,
         mxcsr: s.mxcsr as u32,
         fcw: s.fcw as u16,
@@ -324,10 +336,10 @@ pub fn random_instruction(rng: &mut StdRng, code: Code, state: &mut NativeState)
     let in_memory = rng.random_range(0..5) < 3;
     let immediate = if rng.random_range(0..2) == 0 { rng.random() } else { rng.random_range(0..16u8) };
     for n in 0..info.op_count() {
-        let any16 = rng.random_range(0..16u32);
+        let any16 = rng.random_range(0..if state.code32 { 8 } else { 16u32 });
         let any8 = rng.random_range(0..8u32);
         // The GPR operands stay off RSP and the base register RBX, and off R12..R15 now and then used as base.
-        let gpr = [0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 13, 15][rng.random_range(0..12)];
+        let gpr = [0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 13, 15][rng.random_range(0..if state.code32 { 6 } else { 12 })];
         let kind = info.op_kind(n);
         let name = format!("{kind:?}");
         if name.starts_with("mem_vsib") {
@@ -342,6 +354,7 @@ pub fn random_instruction(rng: &mut StdRng, code: Code, state: &mut NativeState)
             K::r32_or_mem => Some(Register::EAX + gpr),
             K::r64_or_mem => Some(Register::RAX + gpr),
             K::r16_or_mem => Some(Register::AX + gpr),
+            K::r8_or_mem if state.code32 => Some(Register::CH),
             K::r8_or_mem => Some([Register::AL, Register::BH, Register::AH, Register::R9L][rng.random_range(0..4)]),
             K::mm_reg | K::mm_rm => Some(Register::MM0 + any8),
             K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => Some(Register::XMM0 + any16),
@@ -357,7 +370,8 @@ pub fn random_instruction(rng: &mut StdRng, code: Code, state: &mut NativeState)
                 continue;
             }
             K::seg_rDI => {
-                i.set_op_kind(n, iced_x86::OpKind::MemorySegRDI);
+                let kind = if state.code32 { iced_x86::OpKind::MemorySegEDI } else { iced_x86::OpKind::MemorySegRDI };
+                i.set_op_kind(n, kind);
                 // Masked-out bytes in an unmapped page: faulting there or not is the processor's choice.
                 let page = DATA + 4096 * rng.random_range(0..DATA_PAGES as u64 - 1);
                 state.gpr[7] = page + rng.random_range(0..4080);
@@ -399,19 +413,23 @@ fn address(rng: &mut StdRng, size: usize) -> u64 {
 
 fn memory(rng: &mut StdRng, i: &mut Instruction, n: u32, state: &mut NativeState) {
     let size = i.memory_size().size().max(4);
-    let base = [Register::RBX, Register::RSP, Register::R12, Register::R14][rng.random_range(0..4)];
+    let base = if state.code32 {
+        [Register::EBX, Register::ESP][rng.random_range(0..2)]
+    } else {
+        [Register::RBX, Register::RSP, Register::R12, Register::R14][rng.random_range(0..4)]
+    };
     let displacement = rng.random_range(-200..200i64);
     let target = address(rng, size);
     state.gpr[base.number()] = target.wrapping_sub(displacement as u64);
     let operand = MemoryOperand::with_base_displ(base, displacement);
     i.set_op_kind(n, iced_x86::OpKind::Memory);
     i.set_memory_base(operand.base);
-    i.set_memory_displacement64(displacement as u64);
-    i.set_memory_displ_size(8);
+    i.set_memory_displacement64(if state.code32 { u64::from(displacement as u32) } else { displacement as u64 });
+    i.set_memory_displ_size(if state.code32 { 4 } else { 8 });
 }
 
 fn vsib(rng: &mut StdRng, i: &mut Instruction, kind: &str, state: &mut NativeState) {
-    let index = rng.random_range(0..16usize);
+    let index = rng.random_range(0..if state.code32 { 8 } else { 16usize });
     let wide = kind.contains("64");
     let register = if kind.ends_with('y') { Register::YMM0 } else { Register::XMM0 } + index as u32;
     let n = (0..i.op_count()).find(|&n| format!("{:?}", i.code().op_code().op_kind(n)).starts_with("mem_vsib"));
@@ -422,9 +440,9 @@ fn vsib(rng: &mut StdRng, i: &mut Instruction, kind: &str, state: &mut NativeSta
     });
     state.gpr[3] = DATA + 256;
     i.set_op_kind(n.unwrap_or(1), iced_x86::OpKind::Memory);
-    i.set_memory_base(Register::RBX);
+    i.set_memory_base(if state.code32 { Register::EBX } else { Register::RBX });
     i.set_memory_index(register);
     i.set_memory_index_scale([1, 2, 4, 8][rng.random_range(0..4)]);
     i.set_memory_displacement64(16);
-    i.set_memory_displ_size(8);
+    i.set_memory_displ_size(if state.code32 { 4 } else { 8 });
 }

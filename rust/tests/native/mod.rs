@@ -15,6 +15,8 @@ pub struct NativeState {
     pub gpr: [u64; 16],
     pub rip: u64,
     pub rflags: u64,
+    /// The code is 32-bit (compatibility mode): addresses and registers have 32 bits.
+    pub code32: bool,
     /// YMM0..YMM15; the upper halves are ignored where the host has no AVX.
     pub ymm: [[u64; 4]; 16],
     pub mxcsr: u32,
@@ -32,6 +34,7 @@ impl Default for NativeState {
             gpr: [0; 16],
             rip: 0,
             rflags: 0x202,
+            code32: false,
             ymm: [[0; 4]; 16],
             mxcsr: 0x1f80,
             fcw: 0x37f,
@@ -85,6 +88,8 @@ const GREG: [i32; 16] = [
 ];
 
 const TF: u64 = 1 << 8;
+/// Linux's 32-bit user code segment.
+const CODE32: u64 = 0x23;
 const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
 /// RFLAGS that a program may have: status, DF, AC, ID, NT.
 const USER_FLAGS: u64 = 0x24_4cd5;
@@ -125,6 +130,10 @@ unsafe extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, conte
             gregs[libc::REG_RIP as usize] = s.rip as i64;
             let kept = gregs[libc::REG_EFL as usize] as u64 & !USER_FLAGS;
             gregs[libc::REG_EFL as usize] = (kept | s.rflags & USER_FLAGS | TF) as i64;
+            if s.code32 {
+                let segments = gregs[libc::REG_CSGSFS as usize] as u64;
+                gregs[libc::REG_CSGSFS as usize] = (segments & !0xffff | CODE32) as i64;
+            }
             put_vector(s, fp, size);
             return;
         }
@@ -225,6 +234,9 @@ impl Native {
     pub fn new() -> Self {
         let guard = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         INSTALL.call_once(install);
+        // 32-bit code needs data segments; 64-bit code does not mind them.
+        // SAFETY: 2BH is Linux's user data segment.
+        unsafe { std::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) 0x2b, options(nostack, preserves_flags)) };
         let mut stack = vec![0u8; 256 << 10];
         // SAFETY: the stack lives as long as `self`; Drop puts the previous one back.
         let previous = unsafe {
