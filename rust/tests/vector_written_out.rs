@@ -669,3 +669,40 @@ fn stubs_are_shared_and_made_again() {
     assert_eq!(e.exec(&[0x66, 0x0f, 0xfe, 0x53, 0x10], Bits::B64), Result::Done);
     assert_eq!(e.cpu.vector.stub_count(), stubs + 1);
 }
+
+/// A guest that executes ever new instructions cannot make the stubs grow without end.
+#[test]
+fn all_stubs_are_dropped_when_there_are_too_many() {
+    use silicon::decode::{DecodedInsn, decode_one};
+    let mut e = engine(&mut seed());
+    let add = [0x66, 0x0f, 0xfe, 0xca]; // paddd xmm1, xmm2
+    let DecodedInsn::Insn(old) = decode_one(&add, Bits::B64) else { panic!("decode") };
+    e.cpu.state.ymm[1] = [1, 0, 0, 0];
+    e.cpu.state.ymm[2] = [2, 0, 0, 0];
+    (old.run)(&mut e.cpu, &old).unwrap();
+    assert_eq!(e.cpu.state.ymm[1][0], 3);
+    let (mut most, mut dropped) = (0, false);
+    'all: for prefix in [0x66, 0xf2, 0xf3] {
+        for modrm in 0xc0..=0xffu8 {
+            for rex in 0x40..=0x45u8 {
+                for immediate in 0..=255u8 {
+                    // PSHUFD, PSHUFLW, PSHUFHW between any two registers.
+                    if rex & 2 == 0 {
+                        assert_eq!(e.exec(&[prefix, rex, 0x0f, 0x70, modrm, immediate], Bits::B64), Result::Done);
+                    }
+                    dropped |= e.cpu.vector.stub_count() < most;
+                    most = most.max(e.cpu.vector.stub_count());
+                    if dropped {
+                        break 'all;
+                    }
+                }
+            }
+        }
+    }
+    println!("{most} stubs at most");
+    assert!(dropped);
+    e.cpu.state.ymm[1] = [1, 0, 0, 0];
+    e.cpu.state.ymm[2] = [2, 0, 0, 0];
+    (old.run)(&mut e.cpu, &old).unwrap();
+    assert_eq!(e.cpu.state.ymm[1][0], 3);
+}

@@ -112,3 +112,29 @@ impl Drop for CodeMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_runs_and_no_mapping_is_writable_and_executable() {
+        let mut memory = CodeMemory::new(4096).expect("code memory");
+        let entry = memory.append(&[0xb8, 42, 0, 0, 0, 0xc3]).expect("space"); // mov eax, 42; ret
+        // SAFETY: the code above is a complete function of that type.
+        let function = unsafe { std::mem::transmute::<*const u8, extern "C" fn() -> u32>(entry) };
+        assert_eq!(function(), 42);
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let ours: Vec<&str> = maps.lines().filter(|line| line.contains("silicon-code")).collect();
+        assert!(ours.iter().any(|line| line.contains("r-xs")), "{ours:?}");
+        assert!(ours.iter().all(|line| !line.contains("rwx")), "{ours:?}");
+    }
+
+    #[test]
+    fn a_full_chunk_takes_no_more() {
+        let mut memory = CodeMemory::new(4096).expect("code memory");
+        assert!(memory.append(&[0x90; 4090]).is_some());
+        assert!(memory.append(&[0x90; 16]).is_none());
+        assert!(memory.append(&[0x90; usize::pow(2, 13)]).is_none());
+    }
+}
