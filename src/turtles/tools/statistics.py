@@ -50,7 +50,7 @@ def exit_table(rows: Sequence[Row]) -> Table:
     """
     table = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
     for heading in ("level", "exit reason", "handled by"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in ("count", "share", "time", "share", "mean"):
         table.add_column(heading, justify="right")
     ordered = in_order(rows)
