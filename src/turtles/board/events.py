@@ -20,15 +20,10 @@ FOREVER = 1 << 62
 class Timer:
     """A callback at a time."""
 
-    __slots__ = ("callback", "deadline_ns", "sequence")
+    __slots__ = ("callback",)
 
-    def __init__(self, deadline_ns: int, sequence: int, callback: Callable[[], None]) -> None:
-        self.deadline_ns = deadline_ns
-        self.sequence = sequence
+    def __init__(self, callback: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback  # None: run or cancelled
-
-    def __lt__(self, other: Timer) -> bool:
-        return (self.deadline_ns, self.sequence) < (other.deadline_ns, other.sequence)
 
 
 class EventQueue:
@@ -36,7 +31,7 @@ class EventQueue:
 
     def __init__(self, kick: Callable[[], None]) -> None:
         self._kick = kick
-        self._heap: list[Timer] = []
+        self._heap: list[tuple[int, int, Timer]] = []  # deadline, age, timer: compared without Python code
         self._cancelled = 0
         self._sequence = 0
         self._posted: deque[Callable[[], None]] = deque()
@@ -44,8 +39,8 @@ class EventQueue:
     def at(self, deadline_ns: int, callback: Callable[[], None]) -> Timer:
         """Call `callback` once the clock shows `deadline_ns`."""
         self._sequence += 1
-        timer = Timer(min(deadline_ns, FOREVER), self._sequence, callback)
-        heapq.heappush(self._heap, timer)
+        timer = Timer(callback)
+        heapq.heappush(self._heap, (deadline_ns, self._sequence, timer))
         return timer
 
     def cancel(self, handle: object) -> None:
@@ -54,7 +49,7 @@ class EventQueue:
             handle.callback = None
             self._cancelled += 1
             if self._cancelled > 64 and self._cancelled * 2 > len(self._heap):
-                self._heap = [timer for timer in self._heap if timer.callback is not None]
+                self._heap = [entry for entry in self._heap if entry[2].callback is not None]
                 heapq.heapify(self._heap)
                 self._cancelled = 0
 
@@ -68,12 +63,12 @@ class EventQueue:
         if self._posted:
             return 0
         heap = self._heap
-        while heap and heap[0].callback is None:
+        while heap and heap[0][2].callback is None:
             heapq.heappop(heap)
             self._cancelled -= 1
-        if not heap or heap[0].deadline_ns >= FOREVER:
+        if not heap or heap[0][0] >= FOREVER:
             return None
-        return heap[0].deadline_ns
+        return heap[0][0]
 
     def run(self, now_ns: int) -> None:
         """Run posted work and every timer that is due."""
@@ -81,9 +76,9 @@ class EventQueue:
             self._posted.popleft()()
         heap = self._heap
         for _ in range(RUN_LIMIT):
-            if not heap or heap[0].deadline_ns > now_ns:
+            if not heap or heap[0][0] > now_ns:
                 return
-            timer = heapq.heappop(heap)
+            timer = heapq.heappop(heap)[2]
             callback, timer.callback = timer.callback, None
             if callback is None:
                 self._cancelled -= 1

@@ -1,8 +1,7 @@
 """ACPI fixed hardware: PM1a event and control blocks, the power-management timer, and the reset register.
 
 The machine is always in ACPI mode (SCI_EN reads one, there is no SMI command port). Sleep states other than
-S5 are ignored. There are no general-purpose
-events, and the sleep button and RTC status bits, which can be enabled, are never set.
+S5 are ignored. There are no general-purpose events; the status bits of sleep button and RTC are never set.
 """
 
 from __future__ import annotations

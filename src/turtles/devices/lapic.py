@@ -522,6 +522,9 @@ class LocalApic:
                     self._arm_deadline()
             return
         register = msr - MSR_X2APIC_FIRST
+        if register == EOI and value == 0 and self.x2apic:  # by far the most frequent
+            self._end_of_interrupt()
+            return
         writable = _X2APIC_WRITABLE.get(register)
         if not self.x2apic or writable is None or value & ~writable:
             raise MsrFault(f"WRMSR {msr:#x}, {value:#x}")

@@ -188,6 +188,17 @@ def test_reset_drops_what_is_under_way(disk: Path) -> None:
     assert rig.driver.used_index == 0
 
 
+def test_more_than_the_limit_waits_and_still_completes(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "IN_FLIGHT_LIMIT", 2000)
+    rig = Rig(RawImage(disk))
+    rig.memory.write(HEADER, struct.pack("<IIQ", block.IN, 0, 3))
+    rig.driver.chain((HEADER, 16, False), (DATA, 1024, True), (STATUS, 1, True))
+    rig.driver.offer(*[0] * 10)
+    assert len(rig.time.deadlines()) == 1
+    rig.time.advance(10**9)
+    assert rig.driver.used_index == 10
+
+
 class SlowImage:
     """An image whose reads wait for permission."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol
 
 from turtles.devices.interfaces import Clock, Timers
@@ -36,76 +37,56 @@ class Executor(Protocol):
 
 
 class ThreadExecutor:
-    """A thread that blocks in the operating system while the processor runs."""
+    """A thread that blocks in the operating system while the processor runs.
+
+    It does nothing but `work` in Python, since it shares one interpreter lock with the virtual CPU.
+    """
 
     def __init__(self, timers: Timers, name: str) -> None:
         self._timers = timers
-        self._name = name
-        self._condition = threading.Condition()
-        self._jobs: deque[tuple[Work, Work]] = deque()
-        self._finished: list[Work] = []
-        self._running = False
-        self._closed = False
+        self._jobs: SimpleQueue[tuple[int, Work, Work] | None] = SimpleQueue()
+        self._finished: deque[Work] = deque()
+        self._posted = False
         self._generation = 0
-        self._thread: threading.Thread | None = None
+        self._working = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def submit(self, work: Work, done: Work, size: int) -> None:
         """Queue a job; the thread starts with the first one."""
-        with self._condition:
-            if self._closed:
-                return
-            self._jobs.append((work, done))
-            self._condition.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-                self._thread.start()
+        if self._thread.ident is None:
+            self._thread.start()
+        self._jobs.put((self._generation, work, done))
 
     def _loop(self) -> None:
-        while True:
-            with self._condition:
-                while not self._jobs:
-                    if self._closed:
-                        return
-                    self._condition.wait()
-                work, done = self._jobs.popleft()
-                generation = self._generation
-                self._running = True
-            try:
+        while (job := self._jobs.get()) is not None:
+            generation, work, done = job
+            with self._working:
+                if generation != self._generation:
+                    continue
                 work()
-            finally:
-                with self._condition:
-                    self._running = False
-                    self._condition.notify_all()
-                    first = not self._finished
-                    if generation == self._generation and not self._closed:
-                        self._finished.append(done)
+                self._finished.append(done)
             # One post for all jobs that finish before the virtual CPU's thread gets to them.
-            if first:
+            if not self._posted:
+                self._posted = True
                 self._timers.post(self._complete)
 
     def _complete(self) -> None:
-        with self._condition:
-            finished, self._finished = self._finished, []
-        for done in finished:
-            done()
+        self._posted = False  # before looking: a job that finishes from here on posts again
+        while self._finished:
+            self._finished.popleft()()
 
     def abandon(self) -> None:
         """Wait for the job in hand only."""
-        with self._condition:
-            self._jobs.clear()
-            self._generation += 1
+        self._generation += 1
+        with self._working:
             self._finished.clear()
-            while self._running:
-                self._condition.wait()
 
     def close(self) -> None:
         """Finish all jobs and the thread."""
-        with self._condition:
-            self._closed = True
-            self._condition.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._jobs.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._finished.clear()
 
 
 class VirtualTimeExecutor:
