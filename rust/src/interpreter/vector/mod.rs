@@ -36,7 +36,7 @@ pub struct Stub {
 /// Code memory is taken in chunks of this size,
 const CHUNK: usize = 1 << 20;
 /// and this many chunks at most; then all stubs are dropped and made again as they are needed.
-const MAX_CHUNKS: usize = 8;
+const MAX_CHUNKS: usize = 4;
 
 /// Stubs and their memory.
 #[derive(Default)]
