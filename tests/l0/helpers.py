@@ -1,4 +1,4 @@
-"""A machine without a board: devices that remember, an interrupt controller by hand, L1's exits made by hand."""
+"""A machine without a board: devices that remember, interrupts and L1's exits made by hand."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ class Rig:
         self.ports, self.mmio = Bus(), Bus()
         self.apic, self.events = Apic(), Events()
         regions = [RamRegion(0, RAM, 0), RamRegion(HIGH, RAM, RAM)]
-        self.machine = Machine(
-            self.memory, self.model, regions, self.ports, self.mmio, shadowing=shadowing
-        )
+        self.machine = Machine(self.memory, self.model, regions, self.ports, self.mmio, shadowing=shadowing)
         self.core = Core(self.memory, self.model)
         self.vcpu: Vcpu = self.machine.add_vcpu(self.core, self.apic, self.events)
         self.v = self.vcpu.v01
@@ -183,7 +181,7 @@ class Rig:
 
 
 def minimal_vmcs12(v12: memoryview[int], v01: memoryview[int], eptp12: int | None = None) -> None:
-    """A vmcs12 that passes entry: 64-bit host, unpaged protected-mode guest where unrestricted, else v01's."""
+    """A vmcs12 that passes entry: 64-bit host, unpaged protected-mode guest where unrestricted."""
     v12[F.PIN_CONTROLS] = 0x16 | C.PIN_EXTERNAL_INTERRUPT | C.PIN_NMI
     v12[F.PRIMARY_CONTROLS] = 0x0400_6172 | C.PRIMARY_SECONDARY | C.PRIMARY_HLT
     v12[F.SECONDARY_CONTROLS] = 0

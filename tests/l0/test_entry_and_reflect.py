@@ -1,4 +1,4 @@
-"""From vmcs12 to vmcs02 and back: what L2 starts with, what L1 finds after an exit, and where interrupts go."""
+"""From vmcs12 to vmcs02 and back: what L2 starts with, what L1 finds after an exit, where interrupts go."""
 
 from __future__ import annotations
 
@@ -179,7 +179,13 @@ def test_an_ept_violation_fills_ept02(root: Rig) -> None:
 
 def test_a_violation_that_is_ept12s_goes_to_l1_with_its_rights(root: Rig) -> None:
     c = enter(root)
-    l2_exit(root, "EPT_VIOLATION", GUEST_PHYSICAL_ADDRESS=5 << 30, GUEST_LINEAR_ADDRESS=0x77, EXIT_QUALIFICATION=0x1BA)
+    l2_exit(
+        root,
+        "EPT_VIOLATION",
+        GUEST_PHYSICAL_ADDRESS=5 << 30,
+        GUEST_LINEAR_ADDRESS=0x77,
+        EXIT_QUALIFICATION=0x1BA,
+    )
     assert root.vcpu.level == 1
     assert c.v[F.EXIT_REASON] == ExitReason.EPT_VIOLATION
     assert (c.v[F.GUEST_PHYSICAL_ADDRESS], c.v[F.GUEST_LINEAR_ADDRESS]) == (5 << 30, 0x77)
@@ -341,7 +347,13 @@ def test_msr_areas(root: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [msr_entry(0xC000_0100, 0), msr_entry(0x808, 0), msr_entry(0xC000_0102, 0, 1), msr_entry(0xC000_0102, 1 << 47)]
+    "bad",
+    [
+        msr_entry(0xC000_0100, 0),
+        msr_entry(0x808, 0),
+        msr_entry(0xC000_0102, 0, 1),
+        msr_entry(0xC000_0102, 1 << 47),
+    ],
 )
 def test_an_msr_that_cannot_be_loaded_fails_the_entry(root: Rig, bad: bytes) -> None:
     c = current(root)

@@ -1,5 +1,7 @@
-"""ept02 against a reference walker: random ept12s, faults, changes by L1, INVEPT. Nothing may be mapped that ept12
-and ept01 together do not allow, and every fault that ept12 allows must end with a mapping.
+"""ept02 against a reference walker: random ept12s, faults, changes by L1, INVEPT.
+
+Nothing may be mapped that ept12 and ept01 together do not allow, and every fault that ept12 allows must end
+with a mapping.
 """
 
 from __future__ import annotations
@@ -65,7 +67,10 @@ class World:
                 entry = self.new_table() | ept.RIGHTS
                 self.put(at, entry)
             table = entry & ept.ADDRESS
-        self.put(table + (l2_pa >> ept.SHIFT[level] & 511) * 8, l1_pa | flags | WB | (ept.LARGE if level > 1 else 0))
+        self.put(
+            table + (l2_pa >> ept.SHIFT[level] & 511) * 8,
+            l1_pa | flags | WB | (ept.LARGE if level > 1 else 0),
+        )
 
     def put(self, at: int, entry: int) -> None:
         self.l1.write(at, entry.to_bytes(8, "little"))
@@ -80,7 +85,9 @@ class World:
             rights &= entry
             size = 1 << (12 + 9 * (level - 1))
             if level == 1 or (level < 4 and entry & ept.LARGE):
-                return Page((entry & ept.ADDRESS) // size * size + l2_pa % size, rights & 7, bool(entry & ept.DIRTY))
+                return Page(
+                    (entry & ept.ADDRESS) // size * size + l2_pa % size, rights & 7, bool(entry & ept.DIRTY)
+                )
             table = entry & ept.ADDRESS
         raise AssertionError
 
@@ -115,14 +122,14 @@ class World:
 
 
 ADDRESSES = [
-    page * 4096 + offset for page in (0, 1, 2, 511, 512, 513, 1024, 5000, 1 << 18, (1 << 18) + 1, 1 << 27) for offset in (0, 0x123)
+    page * 4096 + offset
+    for page in (0, 1, 2, 511, 512, 513, 1024, 5000, 1 << 18, (1 << 18) + 1, 1 << 27)
+    for offset in (0, 0x123)
 ]
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 32), tracks_dirty=st.booleans(), shift=st.sampled_from([0, 4096, 2 * MIB])
-)
+@given(seed=st.integers(0, 1 << 32), tracks_dirty=st.booleans(), shift=st.sampled_from([0, 4096, 2 * MIB]))
 def test_random_tables_faults_changes_and_invept(seed: int, tracks_dirty: bool, shift: int) -> None:
     rng = random.Random(seed)
     world = World(tracks_dirty, shift=shift)

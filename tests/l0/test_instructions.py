@@ -14,7 +14,18 @@ from turtles.silicon import slots as S
 
 REGION = 0x10_0000
 OTHER = 0x11_0000
-INSTRUCTIONS = ["VMCLEAR", "VMLAUNCH", "VMPTRLD", "VMPTRST", "VMREAD", "VMRESUME", "VMWRITE", "VMXOFF", "INVEPT", "INVVPID"]
+INSTRUCTIONS = [
+    "VMCLEAR",
+    "VMLAUNCH",
+    "VMPTRLD",
+    "VMPTRST",
+    "VMREAD",
+    "VMRESUME",
+    "VMWRITE",
+    "VMXOFF",
+    "INVEPT",
+    "INVVPID",
+]
 
 
 @pytest.fixture
@@ -331,7 +342,9 @@ def descriptor(rig: Rig, kind: int, low: int, high: int = 0) -> None:
     rig.memory_operand(0x900, register2=S.RDX)
 
 
-@pytest.mark.parametrize(("kind", "eptp"), [(0, 0x1E), (3, 0x1E), (1, 0x1F), (1, 1 << 40 | 0x1E), (1 << 31, 0)])
+@pytest.mark.parametrize(
+    ("kind", "eptp"), [(0, 0x1E), (3, 0x1E), (1, 0x1F), (1, 1 << 40 | 0x1E), (1 << 31, 0)]
+)
 def test_invept_with_bad_operands(root: Rig, kind: int, eptp: int) -> None:
     root.vmptrld(REGION)
     descriptor(root, kind, eptp)
@@ -348,7 +361,8 @@ def test_invept(root: Rig, kind: int, eptp: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "vpid", "linear"), [(4, 1, 0), (1, 0, 0), (0, 0, 0), (3, 0, 0), (1, 0x1_0001, 0), (0, 1, 1 << 47)]
+    ("kind", "vpid", "linear"),
+    [(4, 1, 0), (1, 0, 0), (0, 0, 0), (3, 0, 0), (1, 0x1_0001, 0), (0, 1, 1 << 47)],
 )
 def test_invvpid_with_bad_operands(root: Rig, kind: int, vpid: int, linear: int) -> None:
     root.vmptrld(REGION)
@@ -391,6 +405,8 @@ def test_hostile_operands_never_fail_inside_l0(root: Rig) -> None:
         root.v[F.EXIT_QUALIFICATION] = rng.choice([rng.getrandbits(64), rng.randrange(RAM)])
         root.v[F.ENTRY_INTERRUPTION_INFO] = 0
         for register in range(16):
-            root.regs[S.GPR + register] = rng.choice([rng.getrandbits(64), rng.randrange(RAM), rng.randrange(8)])
+            root.regs[S.GPR + register] = rng.choice(
+                [rng.getrandbits(64), rng.randrange(RAM), rng.randrange(8)]
+            )
         root.call(rng.choice(["VMCLEAR", "VMPTRLD", "VMREAD", "VMWRITE", "INVEPT", "INVVPID", "VMXON"]))
         assert root.vcpu.level == 1

@@ -120,7 +120,9 @@ def test_by_a_primary_control(reason: R, bit: int) -> None:
 def test_by_a_secondary_control_that_is_activated(reason: R, bit: int) -> None:
     assert l1(reason, v12=slots(PRIMARY_CONTROLS=C.PRIMARY_SECONDARY, SECONDARY_CONTROLS=bit))
     assert not l1(reason, v12=slots(PRIMARY_CONTROLS=0, SECONDARY_CONTROLS=bit))
-    assert not l1(reason, v12=slots(PRIMARY_CONTROLS=C.PRIMARY_SECONDARY, SECONDARY_CONTROLS=~bit & 0xFFFF_FFFF))
+    assert not l1(
+        reason, v12=slots(PRIMARY_CONTROLS=C.PRIMARY_SECONDARY, SECONDARY_CONTROLS=~bit & 0xFFFF_FFFF)
+    )
 
 
 def test_exceptions_by_bitmap() -> None:
@@ -136,9 +138,7 @@ def test_exceptions_by_bitmap() -> None:
 @pytest.mark.parametrize(("mask", "match", "error"), [(0, 0, 7), (1, 0, 1), (1, 1, 1), (0, 1, 0), (4, 4, 3)])
 def test_page_faults_by_mask_and_match(in_bitmap: bool, mask: int, match: int, error: int) -> None:
     v02 = slots(EXIT_INTERRUPTION_INFO=X.VALID | X.TYPE_HARDWARE | X.VECTOR_PF, EXIT_INTERRUPTION_ERROR=error)
-    v12 = slots(
-        EXCEPTION_BITMAP=(1 << X.VECTOR_PF) * in_bitmap, PF_ERROR_MASK=mask, PF_ERROR_MATCH=match
-    )
+    v12 = slots(EXCEPTION_BITMAP=(1 << X.VECTOR_PF) * in_bitmap, PF_ERROR_MASK=mask, PF_ERROR_MATCH=match)
     matches = error & mask == match
     assert l1(R.EXCEPTION_OR_NMI, v02, v12) is (in_bitmap if matches else not in_bitmap)
 
@@ -190,7 +190,9 @@ def cr_exit(number: int, kind: int = 0, register: int = 0, data: int = 0) -> mem
     return slots(EXIT_QUALIFICATION=number | kind << 4 | register << 8 | data << 16)
 
 
-@pytest.mark.parametrize(("number", "mask", "shadow"), [(0, "CR0_MASK", "CR0_READ_SHADOW"), (4, "CR4_MASK", "CR4_READ_SHADOW")])
+@pytest.mark.parametrize(
+    ("number", "mask", "shadow"), [(0, "CR0_MASK", "CR0_READ_SHADOW"), (4, "CR4_MASK", "CR4_READ_SHADOW")]
+)
 def test_mov_to_cr0_and_cr4_by_mask_and_shadow(number: int, mask: str, shadow: str) -> None:
     v12 = slots(**{mask: 0x8, shadow: 0x8})
     assert l1(R.CR_ACCESS, cr_exit(number), v12, registers(RAX=0x0))
@@ -229,6 +231,9 @@ def test_clts_and_lmsw() -> None:
 
 
 def test_invpcid_needs_both_controls() -> None:
-    both = {"SECONDARY_CONTROLS": C.SECONDARY_INVPCID, "PRIMARY_CONTROLS": C.PRIMARY_SECONDARY | C.PRIMARY_INVLPG}
+    both = {
+        "SECONDARY_CONTROLS": C.SECONDARY_INVPCID,
+        "PRIMARY_CONTROLS": C.PRIMARY_SECONDARY | C.PRIMARY_INVLPG,
+    }
     assert l1(R.INVPCID, v12=slots(**both))
     assert not l1(R.INVPCID, v12=slots(**(both | {"PRIMARY_CONTROLS": C.PRIMARY_SECONDARY})))

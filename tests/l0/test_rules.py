@@ -1,4 +1,4 @@
-"""The merge rules of the paper, held against the functions that apply them; and that the tables name real areas."""
+"""The merge rules of the paper, held against the functions that apply them; the tables name real areas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def test_pin_controls_or_but_for_the_timer(pin01: int, pin12: int) -> None:
 def test_primary_controls(primary01: int, primary12: int) -> None:
     merged = rules.merge_primary(primary01, primary12)
     # L0's windows, TPR shadow and trap flag are never inherited; what L1 traps is trapped.
-    for bit in (C.PRIMARY_INTERRUPT_WINDOW, C.PRIMARY_NMI_WINDOW, C.PRIMARY_TPR_SHADOW, C.PRIMARY_MONITOR_TRAP):
+    for bit in (
+        C.PRIMARY_INTERRUPT_WINDOW,
+        C.PRIMARY_NMI_WINDOW,
+        C.PRIMARY_TPR_SHADOW,
+        C.PRIMARY_MONITOR_TRAP,
+    ):
         assert merged & bit == primary12 & bit
     exiting = C.PRIMARY_HLT | C.PRIMARY_INVLPG | C.PRIMARY_MWAIT | C.PRIMARY_RDTSC | C.PRIMARY_MOV_DR
     assert merged & exiting == (primary01 | primary12) & exiting
@@ -78,7 +83,9 @@ def test_what_is_copied_whole_is_guest_state() -> None:
     names = {slot: name for name, (slot, _) in VMCS_FIELDS.items()}
     copied = [names[slot] for slot in range(rules.GUEST_STATE.start, rules.GUEST_STATE.stop)]
     assert all(name.startswith("GUEST_") for name in copied)
-    rest = set(range(F.GUEST_AREA.start, F.GUEST_AREA.stop)) - set(range(rules.GUEST_STATE.start, rules.GUEST_STATE.stop))
+    rest = set(range(F.GUEST_AREA.start, F.GUEST_AREA.stop)) - set(
+        range(rules.GUEST_STATE.start, rules.GUEST_STATE.stop)
+    )
     assert {names[slot] for slot in rest} == {
         "GUEST_SMBASE",
         "GUEST_VMCS_LINK_POINTER",
@@ -114,7 +121,8 @@ def test_every_control_is_accounted_for() -> None:
     """A control field is copied, merged by code of its own, or known to stay out of vmcs02."""
     merged = {
         "PIN_CONTROLS", "PRIMARY_CONTROLS", "SECONDARY_CONTROLS", "EXIT_CONTROLS", "ENTRY_CONTROLS",
-        "EXCEPTION_BITMAP", "MSR_BITMAP", "VIRTUAL_APIC_ADDRESS", "APIC_ACCESS_ADDRESS", "EPT_POINTER", "VPID",
+        "EXCEPTION_BITMAP", "MSR_BITMAP", "VIRTUAL_APIC_ADDRESS", "APIC_ACCESS_ADDRESS", "EPT_POINTER",
+        "VPID",
         "TSC_OFFSET", "TSC_MULTIPLIER", "TPR_THRESHOLD",
     }  # fmt: skip
     left_out = {
@@ -123,7 +131,11 @@ def test_every_control_is_accounted_for() -> None:
         "VMREAD_BITMAP", "VMWRITE_BITMAP",
     }  # fmt: skip
     copied = set(rules.CONTROLS_COPIED) | set(rules.MASKS_COPIED) | set(rules.EVENT_COPIED)
-    names = {name for name, (slot, _) in VMCS_FIELDS.items() if slot in range(F.CONTROL_AREA.start, F.CONTROL_AREA.stop)}
+    names = {
+        name
+        for name, (slot, _) in VMCS_FIELDS.items()
+        if slot in range(F.CONTROL_AREA.start, F.CONTROL_AREA.stop)
+    }
     copied_names = {name for name, (slot, _) in VMCS_FIELDS.items() if slot in copied}
     assert names == merged | left_out | copied_names
     assert not (merged & copied_names or left_out & copied_names)

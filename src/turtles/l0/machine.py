@@ -70,6 +70,7 @@ class Machine:
         self.cpuid = CpuidTable(self.l1_model)
         self.l1_has_vmx = self.l1_model.has("vmx")
         self.l1_misc = self.l1_model.vmx_msr(MSR_VMX_MISC) or 0 if self.l1_has_vmx else 0
+        self.timer_shift = self.l1_misc & 31
         self.l1_ept_vpid = self.l1_model.vmx_msr(MSR_VMX_EPT_VPID) or 0 if self.l1_has_vmx else 0
         self.shadows = shadowing and self.l1_has_vmx and model.has("vmcs_shadowing")
 

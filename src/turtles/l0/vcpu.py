@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from turtles.l0.exits.msr import tsc
 from turtles.l0.interrupts import delivery
-from turtles.l0.nested import entry
+from turtles.l0.nested import entry, reflect
 from turtles.l0.nested.vpids import Vpids
 from turtles.l0.outcome import Ending, GuestStop, Outcome
 from turtles.l0.ports import EventQueue, LocalApic, StartState
@@ -21,7 +21,7 @@ from turtles.l0.trace import ExitRecord
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01
 from turtles.l0.vmcs.vmcs12 import Vmcs12, Vmcs12Cache
-from turtles.silicon import Core, SiliconError, Vmcs
+from turtles.silicon import Core, ExitReason, SiliconError, Vmcs
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
@@ -295,12 +295,33 @@ class Vcpu:
     def _sleep(self) -> None:
         """HLT: until an event wakes the context, or the machine stops."""
         core, events, machine = self.core, self.events, self.machine
+        timer = self._l2_timer_deadline()
         while machine.outcome is None:
-            events.run(core.now())
+            now = core.now()
+            events.run(now)
+            if timer is not None and now >= timer:
+                self.halted = False
+                self.v[F.GUEST_PREEMPTION_TIMER] = 0
+                reflect.reflect_interrupt(self, ExitReason.PREEMPTION_TIMER, 0)
+                return
             if machine.outcome is not None or delivery.wakes(self):
                 self.halted = False
+                if timer is not None:
+                    self.v[F.GUEST_PREEMPTION_TIMER] = (timer - core.now()) >> machine.timer_shift
                 return
-            core.wait(events.next_deadline())
+            deadline = events.next_deadline()
+            if timer is not None:
+                deadline = timer if deadline is None else min(timer, deadline)
+            try:
+                core.wait(deadline)
+            except ValueError:  # virtual time does not pass by itself
+                raise GuestStop("the guest sleeps, and nothing is planned that could wake it") from None
+
+    def _l2_timer_deadline(self) -> int | None:
+        """When the preemption timer of a sleeping L2 runs out: it counts in HLT too (SDM 26.5.1)."""
+        if self.level != 2 or not self.entered12.uses_timer:
+            return None
+        return self.core.now() + (self.v[F.GUEST_PREEMPTION_TIMER] << self.machine.timer_shift)
 
 
 def core_flush(machine: Machine, vpid: int) -> None:

@@ -111,6 +111,9 @@ def write_cr0(vcpu: Vcpu, value: int) -> bool:
     elif pg_off and efer & X.EFER_LMA:
         _set_lma(vcpu, False)
     vmcs01.set_cr0(v, value)
+    # VM entry does not load CD and NW (SDM 27.3.2.1): they are the core's.
+    cache_bits = X.CR0_CD | X.CR0_NW
+    regs[S.CR0] = regs[S.CR0] & ~cache_bits | value & cache_bits
     if changed:
         vcpu.flush_tlb()
     return True

@@ -87,6 +87,8 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
             reflect.failed_entry(vcpu, c, ExitReason.ENTRY_MSR_LOAD, bad)
             return
     vcpu.switch_to_l2(c)
+    if v02[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE and not v02[F.ENTRY_INTERRUPTION_INFO] & X.VALID:
+        vcpu.halted = True  # L2 goes on sleeping: that is L0's to do
 
 
 def _check(vcpu: Vcpu, c: Vmcs12) -> bool:
