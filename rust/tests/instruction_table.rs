@@ -155,3 +155,15 @@ fn models_offer_only_what_the_table_calls_offered() {
         }
     }
 }
+
+/// What the widest model lacks of it would be #UD although it is implemented.
+#[test]
+fn models_offer_all_that_is_called_offered() {
+    use iced_x86::CpuidFeature as F;
+    let model = silicon::vmx::Model::default();
+    let nops = [F::CET_IBT];
+    let lacking: Vec<_> = select::OFFERED.iter().filter(|f| !model.offers(**f) && !nops.contains(f)).collect();
+    // Vector features come and go with the host.
+    let vector = [F::AVX, F::AVX2, F::FMA, F::F16C, F::AES, F::PCLMULQDQ, F::SHA];
+    assert!(lacking.iter().all(|f| vector.contains(f)), "{lacking:?}");
+}

@@ -28,7 +28,7 @@ fn stops_exactly_at_any_instruction() {
         assert_eq!(guest.run(stop), Outcome::Done);
         let s = &guest.cpu.state;
         assert_eq!(s.retired, stop);
-        assert_eq!(s.gpr[gpr::RAX], (stop + 3) / 4);
+        assert_eq!(s.gpr[gpr::RAX], stop.div_ceil(4));
         assert_eq!(s.gpr[gpr::RCX], (stop + 2) / 4);
         assert_eq!(s.rip, FINE + [0, 3, 6, 9][stop as usize % 4]);
     }
@@ -303,7 +303,7 @@ fn rep_movs_over_itself_repeats_the_pattern() {
 #[test]
 fn rep_stos_and_the_address_size() {
     // 67 f3 48 ab: addr32 rep stosq; the upper halves of RDI and RCX do not count and are cleared.
-    let mut guest = rep(&[0x67, 0xf3, 0x48, 0xab], 0, TARGET + 0xff8 | 5 << 32, 4 | 9 << 32);
+    let mut guest = rep(&[0x67, 0xf3, 0x48, 0xab], 0, (TARGET + 0xff8) | (5 << 32), 4 | (9 << 32));
     guest.cpu.state.gpr[gpr::RAX] = 0x1122_3344_5566_7788;
     assert_eq!(guest.run(4), Outcome::Done);
     for n in 0..4 {
@@ -410,4 +410,20 @@ fn pusha_popa_bound_and_enter_in_32_bit_code() {
     guest.cpu.state.rip = 0x2002;
     guest.cpu.state.gpr[gpr::RAX] = 0x2001;
     assert_eq!(guest.run(1), Outcome::Fault { vector: 5, error: 0, address: 0 });
+}
+
+#[test]
+fn what_the_model_does_not_offer() {
+    use silicon::vmx::Model;
+    use std::sync::Arc;
+    let model = || Arc::new(Model::new("max", [], ["bmi1", "bmi2", "lzcnt"]).expect("model"));
+    let mut guest = long(&[0xc4, 0xe2, 0xfb, 0xf5, 0xc1]); // pdep rax, rax, rcx
+    guest.cpu.model = model();
+    assert_eq!(guest.run(1), UD);
+    // tzcnt and lzcnt are bsf and bsr; endbr64 is a NOP.
+    let mut guest = long(&[0xf3, 0x0f, 0x1e, 0xfa, 0xf3, 0x48, 0x0f, 0xbc, 0xc1, 0xf3, 0x48, 0x0f, 0xbd, 0xd1]);
+    guest.cpu.model = model();
+    guest.cpu.state.gpr[gpr::RCX] = 0x1_0010;
+    assert_eq!(guest.run(3), Outcome::Done);
+    assert_eq!((guest.cpu.state.gpr[gpr::RAX], guest.cpu.state.gpr[gpr::RDX]), (4, 16));
 }

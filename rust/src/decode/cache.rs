@@ -7,9 +7,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use iced_x86::CpuidFeature;
+
 use super::Insn;
 use super::build::{Decoded, decode_block, decode_one};
 use crate::cpu::Bits;
+use crate::interpreter::select;
 use crate::memory::Memory;
 
 const PAGE: u64 = 4096;
@@ -112,6 +115,15 @@ impl Draft {
     #[must_use]
     pub fn byte_len(&self) -> u64 {
         self.bytes.len() as u64
+    }
+
+    /// Instructions that the processor does not offer raise #UD, or do what their encoding did before them.
+    pub fn keep_offered(&mut self, offers: impl Fn(CpuidFeature) -> bool) {
+        for insn in &mut self.insns {
+            if let Some(run) = select::not_offered(&insn.iced, &offers) {
+                insn.run = run;
+            }
+        }
     }
 
     /// Memory still holds these bytes (of a block in one page).

@@ -180,6 +180,17 @@ fn crc32<T: Word, const MEM: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
+/// BSR (`reverse`) or BSF with the operands of `i`.
+pub(super) fn select_scan(i: &Instruction, reverse: bool) -> Option<Handler> {
+    let w = width(i, 0);
+    match (reverse, i.op_kind(1) == OpKind::Memory) {
+        (true, true) => by_wide!(w, bsr, [], [true]),
+        (true, false) => by_wide!(w, bsr, [], [false]),
+        (false, true) => by_wide!(w, bsf, [], [true]),
+        (false, false) => by_wide!(w, bsf, [], [false]),
+    }
+}
+
 /// The handler of an instruction of this group.
 #[must_use]
 pub fn select(i: &Instruction) -> Option<Handler> {
@@ -197,8 +208,8 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         M::Bts => select_bit::<Bts>(i),
         M::Btr => select_bit::<Btr>(i),
         M::Btc => select_bit::<Btc>(i),
-        M::Bsf => pick!(by_wide, bsf, 1),
-        M::Bsr => pick!(by_wide, bsr, 1),
+        M::Bsf => select_scan(i, false),
+        M::Bsr => select_scan(i, true),
         M::Lzcnt => needs(CpuidFeature::LZCNT).and_then(|()| pick!(by_wide, lzcnt, 1)),
         M::Tzcnt => needs(CpuidFeature::BMI1).and_then(|()| pick!(by_wide, tzcnt, 1)),
         M::Popcnt => needs(CpuidFeature::POPCNT).and_then(|()| pick!(by_wide, popcnt, 1)),

@@ -419,11 +419,7 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         M::Cld => clear_flag::<{ flag::DF }>,
         M::Std => set_flag::<{ flag::DF }>,
         M::Salc => salc,
-        // PREFETCHh never faults; endbranches are NOPs without CET, as RDSSP of its reserved-NOP space.
-        M::Nop | M::Fnop if !is_x87(i) => nop,
-        M::Reservednop | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq => nop,
-        M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetchw | M::Prefetchwt1 => nop,
-        M::Prefetch | M::Prefetchit0 | M::Prefetchit1 => nop,
+        _ if is_nop(i) => nop,
         M::Mfence | M::Lfence | M::Sfence => fence,
         M::Clflush | M::Clflushopt | M::Clwb => cache_line,
         M::Rdpid if i.op0_register() != Register::None => rdpid,
@@ -434,6 +430,25 @@ pub fn select(i: &Instruction) -> Option<Handler> {
     })
 }
 
-fn is_x87(i: &Instruction) -> bool {
-    i.mnemonic() == Mnemonic::Fnop
+/// NOP and what does nothing here: prefetches never fault; ENDBR and RDSSP are NOPs without CET.
+pub(super) fn is_nop(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        i.mnemonic(),
+        M::Nop
+            | M::Reservednop
+            | M::Endbr32
+            | M::Endbr64
+            | M::Rdsspd
+            | M::Rdsspq
+            | M::Prefetch
+            | M::Prefetchw
+            | M::Prefetchwt1
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Prefetchnta
+            | M::Prefetchit0
+            | M::Prefetchit1
+    )
 }

@@ -330,6 +330,7 @@ impl Cpu {
             };
             decoded.versions[0] = self.mark_code_range(host_pa, decoded.byte_len());
             if decoded.matches(&memory) {
+                decoded.keep_offered(|feature| self.model.offers(feature));
                 return Ok(self.blocks.insert(&memory, decoded));
             }
         }
@@ -354,7 +355,8 @@ impl Cpu {
         let second_pa = self.fetch_next_page(linear)?;
         let memory = std::sync::Arc::clone(&self.memory);
         let versions = [self.mark_code(host_pa), self.mark_code_range(second_pa, 15)];
-        let decoded = decode::across(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        let mut decoded = decode::across(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        decoded.keep_offered(|feature| self.model.offers(feature));
         Ok(self.blocks.insert(&memory, decoded))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An instruction that no group takes raises #UD where CPUID does not offer it, and else stops the run.
 
-use iced_x86::{CpuidFeature, Instruction};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use super::{system, vector};
 use crate::cpu::Cpu;
@@ -19,6 +19,23 @@ pub fn select(i: &Instruction) -> Handler {
 #[must_use]
 pub fn find(i: &Instruction) -> Option<Handler> {
     super::select_integer(i).or_else(|| system::select(i)).or_else(|| vector::select(i))
+}
+
+/// What executes `i` on a processor that lacks a feature of it: nothing (`None`: it lacks none), #UD, or what
+/// the encoding means to a processor that does not know it.
+#[must_use]
+pub fn not_offered(i: &Instruction, offers: &impl Fn(CpuidFeature) -> bool) -> Option<Handler> {
+    if i.cpuid_features().iter().all(|f| offers(*f)) {
+        return None;
+    }
+    match i.mnemonic() {
+        // LZCNT and TZCNT are BSR and BSF with an ignored prefix.
+        Mnemonic::Lzcnt => super::bits::select_scan(i, true),
+        Mnemonic::Tzcnt => super::bits::select_scan(i, false),
+        // Reserved NOPs: ENDBR, RDSSP, prefetches.
+        _ if super::mov::is_nop(i) => None,
+        _ => Some(unsupported),
+    }
 }
 
 /// No handler: #UD if the instruction is not offered, else the run ends so that nobody overlooks it.
