@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from turtles.silicon import Core, ExitReason, Memory, Model, Vmcs, controls, slots
 from turtles.silicon import fields as f
 
@@ -23,10 +25,17 @@ MODEL = Model()
 class Machine:
     """Memory, model, core and VMCS; 64-bit mode at CPL 0 unless changed before `run`."""
 
-    def __init__(self, code: bytes = b"\xf4", *, model: Model = MODEL, ept: bool = True, clock: str = "virtual") -> None:
+    def __init__(
+        self,
+        code: bytes = b"\xf4",
+        *,
+        model: Model = MODEL,
+        ept: bool = True,
+        clock: Literal["host", "virtual"] = "virtual",
+    ) -> None:
         self.memory = Memory(RAM, 1 << 20)
         self.model = model
-        self.core = Core(self.memory, model, clock)  # type: ignore[arg-type]
+        self.core = Core(self.memory, model, clock)
         self._next_page = self.memory.size
         self.vmcs = Vmcs(self.memory, self.page())
         self.slots = self.vmcs.slots
@@ -141,9 +150,7 @@ class Machine:
     def run(self, deadline: int | None = None) -> int:
         """Enters; the exit reason. The deadline is relative and generous."""
         reason = self.core.enter(self.vmcs, self.core.now() + (1_000_000 if deadline is None else deadline))
-        if reason in iter(ExitReason):
-            return ExitReason(reason)
-        return reason
+        return ExitReason(reason) if 0 <= reason < 1 << 16 else reason
 
     @property
     def rip(self) -> int:
@@ -156,7 +163,9 @@ class Machine:
 
     def inject(self, vector: int, kind: int, error: int | None = None, length: int = 0) -> None:
         """Asks for event injection."""
-        self.slots[f.ENTRY_INTERRUPTION_INFO] = vector | kind << 8 | (1 << 11 if error is not None else 0) | 1 << 31
+        self.slots[f.ENTRY_INTERRUPTION_INFO] = (
+            vector | kind << 8 | (1 << 11 if error is not None else 0) | 1 << 31
+        )
         self.slots[f.ENTRY_ERROR_CODE] = error or 0
         self.slots[f.ENTRY_INSTRUCTION_LENGTH] = length
 
