@@ -200,11 +200,17 @@ fn mmx_and_sse() {
 
 #[test]
 fn vex() {
+    if !is_x86_feature_detected!("avx") {
+        return;
+    }
     run_codes(64, |c| c.encoding() == iced_x86::EncodingKind::VEX, 12);
 }
 
 #[test]
 fn fma_conversions_and_rounding() {
+    if !is_x86_feature_detected!("fma") {
+        return;
+    }
     run_codes(64, |c| has(c, &[CpuidFeature::FMA, CpuidFeature::F16C]) || c.mnemonic() == Mnemonic::Cvtps2dq, 20);
 }
 

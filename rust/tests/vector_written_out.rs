@@ -52,6 +52,9 @@ fn engine(rng: &mut StdRng) -> Engine {
 
 #[test]
 fn enabling_conditions() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut rng = seed();
     const X87: &[u8] = &[0xd9, 0xe8]; // fld1
     const MMX: &[u8] = &[0x0f, 0xef, 0xc0]; // pxor mm0, mm0
@@ -110,6 +113,9 @@ fn enabling_conditions() {
 
 #[test]
 fn vex_is_undefined_in_real_mode() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut e = engine(&mut seed());
     e.mode(Bits::B16, false);
     assert_eq!(e.exec(&[0xc5, 0xf8, 0x58, 0xc0], Bits::B16), UD);
@@ -133,6 +139,9 @@ fn unmasked_simd_exception_without_osxmmexcpt_is_undefined() {
 
 #[test]
 fn ldmxcsr_refuses_reserved_bits() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut e = engine(&mut seed());
     e.cpu.memory.write(DATA, 0x1_1f80u32);
     let before = e.cpu.state.mxcsr;
@@ -350,6 +359,9 @@ const NEGATIVE: u64 = 1 << 63 | 1 << 31;
 
 #[test]
 fn vmaskmov_touches_selected_elements_only() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut e = engine(&mut seed());
     let at = UNMAPPED - 16;
     e.cpu.state.gpr[3] = at;
@@ -376,6 +388,9 @@ fn vmaskmov_touches_selected_elements_only() {
 
 #[test]
 fn a_gather_that_faults_keeps_what_it_did() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut e = engine(&mut seed());
     e.cpu.state.gpr[3] = DATA;
     e.cpu.memory.write(DATA, 0x1111_1111u32);
@@ -402,6 +417,9 @@ fn a_gather_that_faults_keeps_what_it_did() {
 
 #[test]
 fn only_eight_registers_outside_64_bit_mode() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut rng = seed();
     let mut e = engine(&mut rng);
     e.mode(Bits::B32, true);
@@ -476,6 +494,32 @@ fn fxsave_and_fxrstor() {
     let before = e.cpu.state.clone();
     assert_eq!(e.exec(&[0x0f, 0xae, 0x0b], Bits::B64), GP);
     assert_eq!(*e.cpu.state, *before);
+}
+
+/// FXRSTOR of anything: what the control, status and tag words become.
+#[test]
+fn fxrstor_against_the_host() {
+    let mut rng = seed();
+    let mut code = Area::new(CODE, 1);
+    let mut data = Area::new(DATA, DATA_PAGES);
+    let mut native = Native::new();
+    let mut e = Engine::new();
+    let restore = [0x48, 0x0f, 0xae, 0x0b];
+    code.bytes()[..4].copy_from_slice(&restore);
+    for round in 0..2000 {
+        let mut memory = vec![0; (DATA_PAGES - 1) * 4096];
+        engine::fill_random(&mut rng, &mut memory[..512]);
+        (memory[26], memory[27]) = (0, 0); // MXCSR
+        let mut start = random_state(&mut rng, Code::Nopd);
+        (start.fcw, start.fsw, start.gpr[3]) = (0x37f, 0, DATA);
+        data.bytes()[..memory.len()].copy_from_slice(&memory);
+        let mut wanted = start.clone();
+        assert_eq!(native.step(&mut wanted), Outcome::Done);
+        let (result, mut found) = e.run(&restore, &start, &memory);
+        assert_eq!(result, Result::Done);
+        found.rflags = wanted.rflags;
+        assert_eq!(found, wanted, "round {round}: {:02x?}", &memory[..8]);
+    }
 }
 
 /// Bytes of an XSAVE area that depend on the processor's maker or its tracking of initial state.
@@ -597,6 +641,9 @@ fn xsave_against_the_host() {
 
 #[test]
 fn xsave_rules() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     let mut rng = seed();
     let mut e = engine(&mut rng);
     let xsave = [0x0f, 0xae, 0x23];
@@ -635,6 +682,9 @@ fn xsave_rules() {
 
 #[test]
 fn xsaves_and_xrstors() {
+    if !is_x86_feature_detected!("avx2") {
+        return;
+    }
     use silicon::vmx::bits::secondary;
     let mut rng = seed();
     let mut e = engine(&mut rng);

@@ -41,9 +41,17 @@ extern "C" fn on_sigfpe(signal: libc::c_int, info: *mut libc::siginfo_t, context
     }
 }
 
-/// Makes sure that SIGFPE reaches us (another part of the process may have taken it over).
+/// Makes sure that SIGFPE reaches us: another part of the process may have taken it over or blocked it in this
+/// thread, and a blocked SIGFPE would end the process.
 fn install() {
     let ours = on_sigfpe as *const () as usize;
+    // SAFETY: a signal set of this frame, initialized by sigemptyset.
+    unsafe {
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGFPE);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
     // SAFETY: sigaction with valid pointers; zeroed is a valid `sigaction`.
     unsafe {
         let mut current = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
