@@ -86,6 +86,19 @@ impl Cpu {
         if self.mode.bits == Bits::B64 { next } else { next & 0xffff_ffff }
     }
 
+    /// The common miss: an access within one page of RAM with nothing to watch or to check. `None`: the long
+    /// way, which translates again.
+    #[inline]
+    fn plain(&mut self, linear: u64, len: u32, kind: AccessKind, view: View) -> Exec<Option<u64>> {
+        if u64::from(len) > to_page_end(linear) || self.mode.align_check || self.mmu.watch.any() {
+            return Ok(None);
+        }
+        Ok(match self.translate(linear, kind, view)? {
+            Target::Ram(pa) => Some(pa),
+            _ => None,
+        })
+    }
+
     /// Translates an access of 1 to 16 bytes, all pages of it.
     fn parts(&mut self, linear: u64, len: u32, kind: AccessKind, view: View) -> Exec<Parts> {
         let first = u64::from(len).min(to_page_end(linear)) as u32;
@@ -180,6 +193,9 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn read_any(&mut self, linear: u64, len: u32, view: View) -> Exec<u128> {
+        if let Some(pa) = self.plain(linear, len, AccessKind::Read, view)? {
+            return Ok(load(self, pa, len));
+        }
         let parts = self.parts(linear, len, AccessKind::Read, view)?;
         let value = self.read_parts(&parts, false)?;
         self.watch_access(linear, u64::from(len), false);
@@ -189,6 +205,10 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn write_any(&mut self, linear: u64, len: u32, value: u128, view: View) -> Exec {
+        if let Some(pa) = self.plain(linear, len, AccessKind::Write, view)? {
+            store(self, pa, len, value);
+            return Ok(());
+        }
         let parts = self.parts(linear, len, AccessKind::Write, view)?;
         self.write_parts(&parts, value)?;
         self.watch_access(linear, u64::from(len), true);
@@ -213,6 +233,14 @@ impl Cpu {
         f: &mut dyn FnMut(T) -> Option<T>,
         view: View,
     ) -> Exec<T> {
+        if let Some(pa) = self.plain(linear, T::SIZE as u32, AccessKind::Write, view)? {
+            if lock {
+                return Ok(self.update_ram(pa, f));
+            }
+            let old = self.memory.read::<T>(pa);
+            store(self, pa, T::SIZE as u32, f(old).unwrap_or(old).to_u128());
+            return Ok(old);
+        }
         let parts = self.parts(linear, T::SIZE as u32, AccessKind::Write, view)?;
         let old = match self.lockable(&parts, lock) {
             Some(pa) => self.update_ram(pa, f),

@@ -81,6 +81,39 @@ impl Key {
     }
 }
 
+/// Upper levels of a walk, or all of it for a large page: a paging-structure cache (SDM 4.10.3).
+#[derive(Clone, Copy, Debug)]
+pub struct Upper {
+    /// Linear address / 2 MiB.
+    region: u64,
+    /// Valid if it is the context's.
+    generation: u64,
+    /// Host-physical address of the page table; for a large page the guest-physical address of the region.
+    pub address: u64,
+    /// What the upper levels allow; for a large page what the leaf allows.
+    pub rights: Rights,
+}
+
+/// What the entries on the way allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Writable.
+    pub write: bool,
+    /// User pages.
+    pub user: bool,
+    /// No instruction fetches.
+    pub no_execute: bool,
+    /// The region is (part of) one large page.
+    pub large: bool,
+    /// Large page: its dirty flag is set.
+    pub dirty: bool,
+    /// Large page: it is global.
+    pub global: bool,
+}
+
+/// Entries of the paging-structure cache.
+const UPPER: usize = 256;
+
 const BITMAP: usize = 3 * ENTRIES / 64;
 
 /// The TLB of one address space.
@@ -96,6 +129,9 @@ pub struct Context {
     listed: [u64; BITMAP],
     /// Slots whose translation is global.
     global: [u64; BITMAP],
+    upper: Box<[Upper; UPPER]>,
+    /// Counts flushes, so that one of `upper` costs nothing.
+    generation: u64,
     /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
     large: [u64; 16],
 }
@@ -117,7 +153,31 @@ impl Context {
         // Made on the heap: as an array it would pass through the stack.
         let entries = vec![TlbEntry::EMPTY; 3 * ENTRIES].into_boxed_slice();
         let entries = entries.try_into().unwrap_or_else(|_| Box::new([TlbEntry::EMPTY; 3 * ENTRIES]));
-        Self { key, used: 0, entries, filled: Vec::new(), listed: [0; BITMAP], global: [0; BITMAP], large: [0; 16] }
+        Self {
+            key,
+            used: 0,
+            entries,
+            filled: Vec::new(),
+            listed: [0; BITMAP],
+            global: [0; BITMAP],
+            large: [0; 16],
+            upper: Box::new([Upper { region: 0, generation: 0, address: 0, rights: Rights::default() }; UPPER]),
+            generation: 1,
+        }
+    }
+
+    /// What is known of the upper levels for `linear`.
+    #[inline]
+    pub fn upper(&self, linear: u64) -> Option<&Upper> {
+        let region = linear >> 21;
+        let upper = &self.upper[region as usize & (UPPER - 1)];
+        (upper.region == region && upper.generation == self.generation).then_some(upper)
+    }
+
+    /// Remembers the upper levels for `linear`, whose accessed flags are set.
+    pub fn set_upper(&mut self, linear: u64, address: u64, rights: Rights) {
+        let region = linear >> 21;
+        self.upper[region as usize & (UPPER - 1)] = Upper { region, generation: self.generation, address, rights };
     }
 
     /// The array of a view. The pointer stays valid as long as the context.
@@ -158,6 +218,7 @@ impl Context {
 
     /// Drops everything (`keep_global`: but for global translations).
     pub fn flush(&mut self, keep_global: bool) {
+        self.generation += 1;
         let mut kept = Vec::new();
         for number in self.filled.drain(..) {
             let n = usize::from(number);
@@ -177,6 +238,7 @@ impl Context {
 
     /// Drops the translation of one linear address (the whole page it was part of, if that was large).
     pub fn flush_linear(&mut self, linear: u64, keep_global: bool) {
+        self.generation += 1; // INVLPG drops all of the paging-structure caches (SDM 4.10.4.1)
         let page = linear & !0xfff;
         if bit(&self.large, large_bit(linear)) {
             // Fragments of a 2-MiB or 4-MiB page lie in two regions at most; a 1-GiB page has all regions

@@ -5,6 +5,7 @@
 
 use super::assist::AccessKind;
 use super::ept;
+use super::tlb::Rights;
 use super::translate::Access;
 use super::{ADDRESS_MASK, RESERVED_ADDRESS};
 use crate::cpu::Cpu;
@@ -78,10 +79,73 @@ impl Cpu {
         if paging == Paging::None {
             return Ok(Leaf { page: linear & 0xffff_f000, allowed: [true; 3], global: false, large: false });
         }
+        if let Some(leaf) = self.walk_cached(linear, access) {
+            return Ok(leaf);
+        }
         loop {
             if let Some(leaf) = self.walk_once(paging, linear, access)? {
                 return Ok(leaf);
             }
+        }
+    }
+
+    /// The walk from the paging-structure cache on. `None`: whenever there is more to do than to read one
+    /// entry (flags to set, a fault to raise), the whole walk does it, and nothing stale decides.
+    #[inline]
+    fn walk_cached(&mut self, linear: u64, access: Access) -> Option<Leaf> {
+        let upper = self.mmu.contexts.get(self.mmu.current)?.upper(linear)?;
+        let write = access.kind == AccessKind::Write;
+        let (r, address) = (upper.rights, upper.address);
+        let above = if r.write { WRITABLE } else { 0 } | if r.user { USER } else { 0 };
+        let (rights, nx, dirty, global, page);
+        if r.large {
+            rights = above;
+            (nx, dirty, global) = (r.no_execute, r.dirty, r.global);
+            page = address | (linear & 0x1f_f000);
+        } else {
+            let entry: u64 = self.memory.read(address + (linear >> 12 & 511) * 8);
+            let efer = self.state.efer;
+            let reserved = wide_reserved(efer & cr::EFER_LMA != 0, efer & cr::EFER_NXE != 0);
+            if entry & (PRESENT | ACCESSED) != PRESENT | ACCESSED || entry & reserved != 0 {
+                return None;
+            }
+            rights = entry & above;
+            nx = r.no_execute || entry & NX != 0;
+            dirty = entry & DIRTY != 0;
+            global = entry & GLOBAL != 0 && self.state.cr4 & cr::CR4_PGE != 0;
+            page = entry & ADDRESS_MASK;
+        }
+        let allowed = self.rights(rights, nx, access);
+        if !allowed[access.kind as usize] || write && !dirty {
+            return None;
+        }
+        Some(Leaf { page, allowed: [allowed[0], allowed[1] && dirty, allowed[2]], global, large: r.large })
+    }
+
+    /// Remembers the upper levels of a walk that succeeded. `above`: rights and no-execute without the page
+    /// table's entry, or for a large page with its own.
+    fn remember_upper(&mut self, linear: u64, leaf: &Leaf, table_gpa: u64, above: (u64, bool), dirty: bool) {
+        let (rights, no_execute) = above;
+        let rights = Rights {
+            write: rights & WRITABLE != 0,
+            user: rights & USER != 0,
+            no_execute,
+            large: leaf.large,
+            dirty,
+            global: leaf.global,
+        };
+        let address = if leaf.large {
+            leaf.page & !0x1f_ffff
+        } else {
+            let need = if self.mmu.ept.walks_write() { ept::READ | ept::WRITE } else { ept::READ };
+            match self.mmu.ept.translate(&self.memory, table_gpa, need) {
+                Ok(hit) if self.memory.contains(hit.host_page, 4096) => hit.host_page,
+                _ => return,
+            }
+        };
+        let current = self.mmu.current;
+        if let Some(context) = self.mmu.contexts.get_mut(current) {
+            context.set_upper(linear, address, rights);
         }
     }
 
@@ -113,16 +177,11 @@ impl Cpu {
             _ => (self.state.cr3 & 0xffff_f000, 2, 10, false),
         };
         let large_allowed = wide || self.state.cr4 & cr::CR4_PSE != 0;
-        let reserved_always = match (paging, nxe) {
-            (Paging::Bits32, _) => 0,
-            (Paging::Pae, false) => RESERVED_ADDRESS | 0xfff << 52,
-            (Paging::Pae, true) => RESERVED_ADDRESS | 0x7ff << 52,
-            (_, false) => RESERVED_ADDRESS | NX,
-            (_, true) => RESERVED_ADDRESS,
-        };
+        let reserved_always = if wide { wide_reserved(paging == Paging::Level4, nxe) } else { 0 };
         let mut path = [Step::default(); 4];
         let mut depth = 0;
         let (mut rights, mut nx) = (WRITABLE | USER, false);
+        let mut above = (rights, nx);
         let (leaf, page, large) = loop {
             let shift = 12 + bits * (level - 1);
             let index = linear >> shift & ((1 << bits) - 1);
@@ -148,8 +207,12 @@ impl Cpu {
             }
             path[depth] = Step { gpa, value };
             depth += 1;
+            above = (rights, nx);
             rights &= value;
             nx |= wide && nxe && value & NX != 0;
+            if large {
+                above = (rights, nx);
+            }
             if large || level == 1 {
                 let within = (1u64 << shift) - 1;
                 let base = match (wide, large) {
@@ -174,12 +237,17 @@ impl Cpu {
                 return Ok(None);
             }
         }
-        Ok(Some(Leaf {
+        let leaf_dirty = write || leaf & DIRTY != 0;
+        let found = Leaf {
             page,
-            allowed: [allowed[0], allowed[1] && (write || leaf & DIRTY != 0), allowed[2]],
+            allowed: [allowed[0], allowed[1] && leaf_dirty, allowed[2]],
             global: leaf & GLOBAL != 0 && self.state.cr4 & cr::CR4_PGE != 0,
             large,
-        }))
+        };
+        if wide {
+            self.remember_upper(linear, &found, table, above, leaf_dirty);
+        }
+        Ok(Some(found))
     }
 
     /// Which accesses of this privilege and view the page allows (SDM 4.6.1).
@@ -239,6 +307,13 @@ impl Cpu {
         self.mmu.pdpte = loaded;
         Ok(())
     }
+}
+
+/// Bits that are reserved in every 64-bit entry: beyond MAXPHYADDR, bit 63 without NXE, and in PAE paging
+/// bits 62:52.
+fn wide_reserved(level4: bool, nxe: bool) -> u64 {
+    let no_execute = if nxe { 0 } else { NX };
+    RESERVED_ADDRESS | no_execute | if level4 { 0 } else { 0x7ff << 52 }
 }
 
 /// May the PDPTE register hold this value (SDM 4.4.1, 27.3.1.6)?

@@ -43,6 +43,12 @@ impl Watch {
         watch
     }
 
+    /// Is any breakpoint armed?
+    #[inline]
+    pub fn any(&self) -> bool {
+        self.any
+    }
+
     /// Does the page hold an armed byte?
     #[inline]
     pub fn covers(&self, page: u64) -> bool {

@@ -26,14 +26,16 @@ fn one_machine(rng: &mut StdRng, nested: bool) {
     m.cpu.state.cr4 |= cr::CR4_SMAP | cr::CR4_SMEP;
     m.refresh();
     let base = 0xffff_8000_0040_0000u64;
+    let table = m.table();
+    let directory_entry = m.map(base, table | P | W | U, 2);
     for i in 0..24u64 {
-        change(&mut m, rng, base + i * 0x1000);
+        change(&m, rng, table, base + i * 0x1000);
     }
     for step in 0..3000 {
         let linear = base + rng.random_range(0..24u64) * 0x1000;
         match rng.random_range(0..20) {
             0 => {
-                change(&mut m, rng, linear);
+                change(&m, rng, table, linear);
                 m.cpu.invlpg(linear);
             }
             1 => m.cpl(if rng.random() { 3 } else { 0 }),
@@ -48,6 +50,19 @@ fn one_machine(rng: &mut StdRng, nested: bool) {
                 m.ept_map(gpa, gpa | 0x30 | allowed, 1);
                 m.cpu.invalidate(silicon::mmu::Invalidation::Ept { eptp: Some(m.cpu.ctl.ept_pointer) });
             }
+            6 => {
+                // The directory entry: other rights, or a large page instead of the table.
+                let flags = rng.random::<u64>() & (W | U | A | D | NX);
+                let target = if rng.random_range(0..3) == 0 { 0x20_0000 | PS } else { table };
+                let was_large = m.peek(directory_entry) & PS != 0;
+                m.poke(directory_entry, target | flags | P);
+                if was_large {
+                    m.cpu.invlpg(base + rng.random_range(0..512u64) * 0x1000); // any address of it
+                } else {
+                    let old = m.cpu.state.cr3;
+                    m.cpu.mmu_cr_written(3, old, false);
+                }
+            }
             5 => {
                 let old = m.cpu.state.cr3;
                 m.cpu.mmu_cr_written(3, old, false);
@@ -58,11 +73,14 @@ fn one_machine(rng: &mut StdRng, nested: bool) {
 }
 
 /// A new random entry. Global bits are left out: the tables stay the same over MOV to CR3, entries do not.
-fn change(m: &mut Machine, rng: &mut StdRng, linear: u64) {
+fn change(m: &Machine, rng: &mut StdRng, table: u64, linear: u64) {
     let flags: u64 = rng.random::<u64>() & (W | U | A | D) | if rng.random_range(0..4) == 0 { NX } else { 0 };
     let present = if rng.random_range(0..8) == 0 { 0 } else { P };
     let reserved = if rng.random_range(0..16) == 0 { 1 << 41 } else { 0 };
-    m.map(linear, (0x20_0000 + rng.random_range(0..8u64) * 0x1000) | flags | present | reserved, 1);
+    m.poke(
+        table + (linear >> 12 & 511) * 8,
+        (0x20_0000 + rng.random_range(0..8u64) * 0x1000) | flags | present | reserved,
+    );
 }
 
 fn compare(m: &mut Machine, rng: &mut StdRng, page: u64, step: u32) {
@@ -106,7 +124,7 @@ fn compare(m: &mut Machine, rng: &mut StdRng, page: u64, step: u32) {
 }
 
 /// Guest tables and data.
-const AREAS: [(u64, usize); 2] = [(TABLES, 0x8000), (0x20_0000, 0x8000)];
+const AREAS: [(u64, usize); 2] = [(TABLES, 0x8000), (0x20_0000, 0x1_9000)];
 
 fn snapshot(memory: &silicon::memory::Memory) -> Vec<Vec<u8>> {
     let copy = |&(pa, len): &(u64, usize)| {
