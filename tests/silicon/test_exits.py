@@ -160,7 +160,7 @@ def test_cr0_mask_and_shadow() -> None:
 
 
 def test_clts_and_lmsw() -> None:
-    """SDM 26.1.3 and 26.3: exits by mask and shadow; CLTS of a TS that the shadow says is clear does nothing."""
+    """SDM 26.1.3 and 26.3: exits by mask and shadow; CLTS may do nothing."""
     machine = Machine(hexa("0f 06 0f a2"))
     machine.slots[f.CR0_MASK] = 8
     machine.slots[f.GUEST_CR0] |= 8

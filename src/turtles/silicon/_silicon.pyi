@@ -87,7 +87,9 @@ class Model:
     PHYSICAL_BITS: Final[int]
     """Width of physical addresses."""
 
-    def __new__(cls, name: str = "max", enable: Iterable[str] = (), disable: Iterable[str] = ()) -> Model:
+    def __new__(
+        cls, name: str = "max", enable: Iterable[str] | None = None, disable: Iterable[str] | None = None
+    ) -> Model:
         """The model `name` with features added and removed. ValueError says what cannot be had."""
     @property
     def name(self) -> str:
