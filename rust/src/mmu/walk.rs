@@ -181,7 +181,7 @@ impl Cpu {
         let mut path = [Step::default(); 4];
         let mut depth = 0;
         let (mut rights, mut nx) = (WRITABLE | USER, false);
-        let mut above = (rights, nx);
+        let mut above;
         let (leaf, page, large) = loop {
             let shift = 12 + bits * (level - 1);
             let index = linear >> shift & ((1 << bits) - 1);
