@@ -148,14 +148,15 @@ fn pusha<T: Word>(cpu: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
 }
 
+/// Registers are loaded one by one, also before a fault; the stack pointer moves at the end, so that the
+/// instruction can be started again.
 fn popa<T: Word>(cpu: &mut Cpu, _: &Insn) -> Exec {
     let sp = cpu.state.gpr[gpr::RSP];
-    let mut values = [T::default(); 8];
-    for (n, v) in values.iter_mut().rev().enumerate() {
-        *v = cpu.stack_read::<T>(sp.wrapping_add(n as u64 * u64::from(T::BYTES)))?;
-    }
-    for (n, v) in values.into_iter().enumerate().filter(|(n, _)| *n != gpr::RSP) {
-        cpu.set_reg(n as u8 * 8, v);
+    for k in 0..8 {
+        let v = cpu.stack_read::<T>(sp.wrapping_add(k * u64::from(T::BYTES)))?;
+        if 7 - k != gpr::RSP as u64 {
+            cpu.set_reg((7 - k) as u8 * 8, v);
+        }
     }
     cpu.set_stack_pointer(sp.wrapping_add(8 * u64::from(T::BYTES)));
     Ok(())
