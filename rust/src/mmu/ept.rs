@@ -42,8 +42,26 @@ pub enum Miss {
     Misconfiguration,
 }
 
+/// What the processor supports of EPT; an entry that uses more is misconfigured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Support {
+    /// Entries that allow fetches only.
+    pub execute_only: bool,
+    /// 1-GiB pages.
+    pub huge: bool,
+}
+
+impl Default for Support {
+    fn default() -> Self {
+        Self { execute_only: true, huge: true }
+    }
+}
+
 /// Is the entry misconfigured (SDM 29.3.3.1)? `level` 4 = PML4E … 1 = PTE. The entry is present.
-fn misconfigured(entry: u64, level: u32, leaf: bool) -> bool {
+fn misconfigured(entry: u64, level: u32, leaf: bool, support: Support) -> bool {
+    if entry & 7 == 4 && !support.execute_only || leaf && level == 3 && !support.huge {
+        return true;
+    }
     if entry & 0b011 == 0b010 || entry & RESERVED_ADDRESS != 0 {
         return true; // writable but not readable; address beyond MAXPHYADDR
     }
@@ -61,7 +79,7 @@ fn misconfigured(entry: u64, level: u32, leaf: bool) -> bool {
 }
 
 /// Walks the tables of `eptp` for `gpa`; `need` is what the access needs (bits of [`READ`], …).
-fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8) -> Result<Hit, Miss> {
+fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Result<Hit, Miss> {
     'retry: loop {
         let mut table = eptp & ADDRESS_MASK;
         let mut allowed = READ | WRITE | EXECUTE;
@@ -76,7 +94,7 @@ fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8) -> Result<Hit, Miss> {
                 return Err(Miss::Violation { allowed: 0, host_page: 0 });
             }
             let leaf = level == 1 || entry & LARGE != 0 && level != 4;
-            if misconfigured(entry, level, leaf) {
+            if misconfigured(entry, level, leaf, support) {
                 return Err(Miss::Misconfiguration);
             }
             allowed &= (entry & 7) as u8;
@@ -123,6 +141,8 @@ pub struct EptCache {
     /// EPT pointers in use and their numbers.
     numbers: Vec<(u64, u64)>,
     last_number: u64,
+    /// Set at VM entry.
+    pub support: Support,
     eptp: u64,
     number: u64,
 }
@@ -133,6 +153,7 @@ impl Default for EptCache {
             entries: vec![Cached { tag: !0, value: 0 }; CACHE].into_boxed_slice(),
             numbers: Vec::new(),
             last_number: 0,
+            support: Support::default(),
             eptp: 0,
             number: 0,
         }
@@ -188,7 +209,7 @@ impl EptCache {
         if cached.tag == (gpa & !0xfff) | self.number && need & !(cached.value as u8) == 0 {
             return Ok(Hit { host_page: cached.value & !0xfff, allowed: cached.value as u8 & 7 });
         }
-        let result = walk(memory, self.eptp, gpa, need);
+        let result = walk(memory, self.eptp, gpa, need, self.support);
         self.entries[slot] = match result {
             Ok(hit) => Cached { tag: (gpa & !0xfff) | self.number, value: hit.host_page | u64::from(hit.allowed) },
             // A violation drops what is cached of the address (SDM 29.4.3.1).
@@ -226,19 +247,22 @@ mod tests {
     fn permissions_are_the_and_of_all_levels() {
         let memory = memory_with(1, 0x5000 | 0x30 | 7);
         memory.write(PAGE, (2 * PAGE) | 5u64);
-        assert_eq!(walk(&memory, EPTP, 0x123, READ), Ok(Hit { host_page: 0x5000, allowed: 5 }));
+        assert_eq!(walk(&memory, EPTP, 0x123, READ, Support::default()), Ok(Hit { host_page: 0x5000, allowed: 5 }));
         let violation = Err(Miss::Violation { allowed: 5, host_page: 0x5000 });
-        assert_eq!(walk(&memory, EPTP, 0x123, WRITE), violation);
-        assert_eq!(walk(&memory, EPTP, 0x1000, READ), Err(Miss::Violation { allowed: 0, host_page: 0 }));
+        assert_eq!(walk(&memory, EPTP, 0x123, WRITE, Support::default()), violation);
+        assert_eq!(
+            walk(&memory, EPTP, 0x1000, READ, Support::default()),
+            Err(Miss::Violation { allowed: 0, host_page: 0 })
+        );
     }
 
     #[test]
     fn large_pages_keep_the_offset() {
         let memory = memory_with(2, 0x4000_0000 | 0x30 | LARGE | 7);
-        assert_eq!(walk(&memory, EPTP, 0x12_3456, READ).map(|h| h.host_page), Ok(0x4012_3000));
+        assert_eq!(walk(&memory, EPTP, 0x12_3456, READ, Support::default()).map(|h| h.host_page), Ok(0x4012_3000));
         let memory = memory_with(3, 0x4000_0000 | 0x30 | LARGE | 4);
-        assert_eq!(walk(&memory, EPTP, 0x1234_5678, EXECUTE).map(|h| h.host_page), Ok(0x5234_5000));
-        assert!(walk(&memory, EPTP, 0x1234_5678, READ).is_err(), "execute-only");
+        assert_eq!(walk(&memory, EPTP, 0x1234_5678, EXECUTE, Support::default()).map(|h| h.host_page), Ok(0x5234_5000));
+        assert!(walk(&memory, EPTP, 0x1234_5678, READ, Support::default()).is_err(), "execute-only");
     }
 
     #[test]
@@ -256,21 +280,39 @@ mod tests {
             (4, 0x1000 | LARGE | 7),    // bit 7 of a PML4E
         ] {
             let memory = memory_with(level, bits);
-            assert_eq!(walk(&memory, EPTP, 0, READ), Err(Miss::Misconfiguration), "level {level}, entry {bits:#x}");
+            assert_eq!(
+                walk(&memory, EPTP, 0, READ, Support::default()),
+                Err(Miss::Misconfiguration),
+                "level {level}, entry {bits:#x}"
+            );
         }
-        assert!(walk(&memory_with(1, 0x5000 | 0x30 | 1 << 10 | 7), EPTP, 0, READ).is_ok(), "bit 10 is ignored");
+        assert!(
+            walk(&memory_with(1, 0x5000 | 0x30 | 1 << 10 | 7), EPTP, 0, READ, Support::default()).is_ok(),
+            "bit 10 is ignored"
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_is_misconfigured() {
+        let less = Support { execute_only: false, huge: false };
+        let memory = memory_with(1, 0x5000 | 0x30 | 4);
+        assert!(walk(&memory, EPTP, 0, EXECUTE, Support::default()).is_ok());
+        assert_eq!(walk(&memory, EPTP, 0, EXECUTE, less), Err(Miss::Misconfiguration));
+        let memory = memory_with(3, 0x30 | LARGE | 7);
+        assert!(walk(&memory, EPTP, 0, READ, Support::default()).is_ok());
+        assert_eq!(walk(&memory, EPTP, 0, READ, less), Err(Miss::Misconfiguration));
     }
 
     #[test]
     fn accessed_and_dirty_flags_are_set_only_when_enabled() {
         let memory = memory_with(1, 0x5000 | 0x30 | 7);
-        assert!(walk(&memory, EPTP, 0, WRITE).is_ok());
+        assert!(walk(&memory, EPTP, 0, WRITE, Support::default()).is_ok());
         assert_eq!(memory.read::<u64>(3 * PAGE), 0x5037);
-        let hit = walk(&memory, EPTP | EPTP_AD, 0, READ).unwrap();
+        let hit = walk(&memory, EPTP | EPTP_AD, 0, READ, Support::default()).unwrap();
         assert_eq!(hit.allowed, READ | EXECUTE, "a write must return for the dirty flag");
         assert_eq!(memory.read::<u64>(3 * PAGE), 0x5137);
         assert_eq!(memory.read::<u64>(0) & ACCESSED, ACCESSED);
-        assert_eq!(walk(&memory, EPTP | EPTP_AD, 0, WRITE).unwrap().allowed, 7);
+        assert_eq!(walk(&memory, EPTP | EPTP_AD, 0, WRITE, Support::default()).unwrap().allowed, 7);
         assert_eq!(memory.read::<u64>(3 * PAGE), 0x5337);
     }
 

@@ -7,6 +7,7 @@ use super::tlb::{Context, Key, NOTHING, TlbEntry, View, slot};
 use super::watch::Watch;
 use crate::cpu::Cpu;
 use crate::state::cr;
+use crate::vmx::capabilities::ept_vpid;
 
 /// Address spaces kept at most; the least recently used one makes room.
 const CONTEXTS: usize = 64;
@@ -131,6 +132,11 @@ impl Cpu {
         if self.ctl.vpid == 0 {
             self.invalidate(super::Invalidation::Vpid { vpid: 0 });
         }
+        let capability = self.model.vmx.ept_vpid;
+        self.mmu.ept.support = super::ept::Support {
+            execute_only: capability & ept_vpid::EXECUTE_ONLY != 0,
+            huge: capability & ept_vpid::PAGE_1G != 0,
+        };
         self.mmu_debug_changed();
         self.mmu_context_changed();
     }
