@@ -61,7 +61,7 @@ class Machine:
         self.physical_bits: Final = model.PHYSICAL_BITS
         self.trace: TraceHook | None = None
         self.vcpus: list[Vcpu] = []
-        self._outcome: Outcome | None = None
+        self.outcome: Outcome | None = None  # how the run ended; none while it goes on
         self._lock = threading.Lock()
         self._registry = registry.default_handlers()
 
@@ -109,16 +109,11 @@ class Machine:
 
     # --- how it ends ---
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the run ended; none while it goes on."""
-        return self._outcome
-
     def stop(self, outcome: Outcome) -> None:
         """Ends the run, from any thread; the first outcome stands."""
         with self._lock:
-            if self._outcome is None:
-                self._outcome = outcome
+            if self.outcome is None:
+                self.outcome = outcome
         for vcpu in self.vcpus:
             vcpu.core.kick()
 

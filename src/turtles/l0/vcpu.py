@@ -73,8 +73,10 @@ class Vcpu:
         self.regs[S.FEATURE_CONTROL] = 5 if machine.l1_has_vmx else 1  # locked; VMXON outside SMX
         self.broken_rule = ""
 
-        # Interrupts: `attention` asks for a look at them (and at timers) before the next entry.
+        # Interrupts: `attention` asks for a look at them (and at timers) before the next entry; `waiting`
+        # remembers that something is pending which the context would not take, so that another one is asked.
         self.attention = True
+        self.waiting = False
         self.halted = False
         self.entry_pending = False  # L1's VMLAUNCH or VMRESUME has not reached L2 yet
         self.reflected = False
@@ -94,7 +96,8 @@ class Vcpu:
         self.vmcs = c.vmcs02
         self.v = c.v02
         self.entry_pending = True
-        self.attention = True
+        if self.waiting:
+            self.attention = True
 
     def switch_to_l1(self) -> None:
         """The next entry is L1's."""
@@ -103,7 +106,8 @@ class Vcpu:
         self.v = self.v01
         self.entry_pending = False
         self.halted = False
-        self.attention = True
+        if self.waiting:
+            self.attention = True
 
     def leave_vmx(self) -> None:
         """L1 is out of VMX operation: nothing of its vmcs12s is left."""

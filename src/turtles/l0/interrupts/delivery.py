@@ -23,10 +23,11 @@ _SHADOW = C.BLOCKING_STI | C.BLOCKING_MOV_SS
 def deliver(vcpu: Vcpu) -> None:
     """Injects or reflects what is pending, or asks for the window in which that becomes possible."""
     apic = vcpu.apic
+    vcpu.waiting = False
     if vcpu.level == 2:
         if apic.nmi_pending and vcpu.entered12.pin12 & C.PIN_NMI:
             if _busy(vcpu):
-                vcpu.core.kick()
+                _leave_soon(vcpu)
                 return
             apic.take_nmi()
             reflect.reflect_interrupt(vcpu, ExitReason.EXCEPTION_OR_NMI, X.VALID | X.TYPE_NMI | X.VECTOR_NMI)
@@ -36,7 +37,7 @@ def deliver(vcpu: Vcpu) -> None:
             vector = apic.pending()
             if vector >= 0:
                 if _busy(vcpu):
-                    vcpu.core.kick()
+                    _leave_soon(vcpu)
                     return
                 _exit_for_interrupt(vcpu, vector)
     _inject(vcpu)
@@ -45,6 +46,12 @@ def deliver(vcpu: Vcpu) -> None:
 def _busy(vcpu: Vcpu) -> bool:
     """Whether L2 cannot be left for an interrupt yet."""
     return vcpu.entry_pending or bool(vcpu.v[F.ENTRY_INTERRUPTION_INFO] & X.VALID)
+
+
+def _leave_soon(vcpu: Vcpu) -> None:
+    """L2 runs, and exits at its first instruction boundary."""
+    vcpu.waiting = True
+    vcpu.core.kick()
 
 
 def _exit_for_interrupt(vcpu: Vcpu, vector: int) -> None:
@@ -71,6 +78,7 @@ def _inject(vcpu: Vcpu) -> None:
             free = False
         else:
             wanted |= C.PRIMARY_NMI_WINDOW
+            vcpu.waiting = True
     if not intercepted & C.PIN_EXTERNAL_INTERRUPT:
         vector = apic.pending()
         if vector >= 0:
@@ -80,6 +88,7 @@ def _inject(vcpu: Vcpu) -> None:
                 v[F.GUEST_ACTIVITY] = C.ACTIVITY_ACTIVE
             else:
                 wanted |= C.PRIMARY_INTERRUPT_WINDOW
+                vcpu.waiting = True
     if vcpu.level == 2:
         # L1's own windows stay open beside L0's.
         primary12 = vcpu.entered12.v[F.PRIMARY_CONTROLS]

@@ -89,6 +89,7 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     vcpu.switch_to_l2(c)
     if v02[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE and not v02[F.ENTRY_INTERRUPTION_INFO] & X.VALID:
         vcpu.halted = True  # L2 goes on sleeping: that is L0's to do
+        vcpu.attention = True
 
 
 def _check(vcpu: Vcpu, c: Vmcs12) -> bool:

@@ -28,8 +28,8 @@ class Faulted(Exception):
     """The instruction ends with the exception that was injected."""
 
 
-def registers(vcpu: Vcpu) -> Registers:
-    """What L1's translations depend on now."""
+def registers(vcpu: Vcpu, system: bool = False) -> Registers:
+    """What L1's translations depend on now; `system` is for accesses to descriptor tables and TSSs."""
     v = vcpu.v
     return Registers(
         cr0=v[F.GUEST_CR0],
@@ -37,7 +37,7 @@ def registers(vcpu: Vcpu) -> Registers:
         cr4=v[F.GUEST_CR4],
         efer=vcpu.regs[S.EFER],
         rflags=v[F.GUEST_RFLAGS],
-        cpl=v[F.GUEST_SS_ACCESS] >> 5 & 3,
+        cpl=0 if system else v[F.GUEST_SS_ACCESS] >> 5 & 3,
         pdptes=(v[F.GUEST_PDPTE0], v[F.GUEST_PDPTE1], v[F.GUEST_PDPTE2], v[F.GUEST_PDPTE3]),
     )
 
@@ -115,9 +115,9 @@ def _physical(vcpu: Vcpu, r: Registers, linear: int, write: bool) -> int:
         raise Faulted from None
 
 
-def read(vcpu: Vcpu, linear: int, size: int) -> bytes:
+def read(vcpu: Vcpu, linear: int, size: int, system: bool = False) -> bytes:
     """`size` bytes (at most a page) of L1's linear memory."""
-    r = registers(vcpu)
+    r = registers(vcpu, system)
     first = min(size, 4096 - (linear & 4095))
     data = vcpu.machine.l1.read(_physical(vcpu, r, linear, False), first)
     if first < size:
@@ -125,9 +125,9 @@ def read(vcpu: Vcpu, linear: int, size: int) -> bytes:
     return data
 
 
-def write(vcpu: Vcpu, linear: int, data: bytes) -> None:
+def write(vcpu: Vcpu, linear: int, data: bytes, system: bool = False) -> None:
     """Stores `data` (at most a page); both pages are translated before the first byte is stored."""
-    r = registers(vcpu)
+    r = registers(vcpu, system)
     first = min(len(data), 4096 - (linear & 4095))
     at = _physical(vcpu, r, linear, True)
     then = _physical(vcpu, r, linear + first & M64, True) if first < len(data) else -1
