@@ -292,14 +292,14 @@ def test_rip_is_reported() -> None:
 
 
 def test_stubtest_agrees(tmp_path: Path) -> None:
-    """mypy's stubtest: signatures and defaults. Before Python 3.12 the buffer protocol has no method to show."""
+    """mypy's stubtest. Before Python 3.12 the buffer protocol has no method to show."""
     allowed = tmp_path / "allowed"
     allowed.write_text("turtles.silicon._silicon.Memory.__buffer__\n" if sys.version_info < (3, 12) else "")
     source = Path(turtles.silicon.__file__).parents[2]
     command = [sys.executable, "-m", "mypy.stubtest", "--concise", "--allowlist", str(allowed)]
     done = subprocess.run(
         [*command, "turtles.silicon._silicon"],
-        env=dict(os.environ, MYPYPATH=str(source)),
+        env=dict(os.environ, MYPYPATH=str(source), PYTHONPATH=str(source)),
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -4,6 +4,25 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Literal, final
 
+__all__ = [
+    "EXIT_REASONS",
+    "REVISION",
+    "SLOTS",
+    "STATE_SIZE",
+    "STATE_SLOTS",
+    "VMCS_FIELDS",
+    "VMCS_GROUPS",
+    "Core",
+    "DmaWindow",
+    "Memory",
+    "Model",
+    "Rule",
+    "SiliconError",
+    "Vmcs",
+    "check_entry",
+    "entry_rules",
+]
+
 class SiliconError(RuntimeError):
     """Silicon cannot go on: an instruction that it lacks, or a defect of its own. Names RIP."""
 
