@@ -341,3 +341,11 @@ def test_vmread_encodings_agree_with_slots() -> None:
     assert machine.slots[f.TSC_OFFSET] == 0x155667788
     with pytest.raises(KeyError):
         machine.vmcs.read(0x9999)
+
+
+def test_exit_in_the_shadow_of_sti() -> None:
+    """SDM 28.3.4: HLT behind STI exits with blocking by STI."""
+    machine = Machine(bytes.fromhex("fb f4"))
+    assert machine.run() == ExitReason.HLT
+    assert machine.slots[f.GUEST_INTERRUPTIBILITY] == controls.BLOCKING_STI
+    assert machine.rip == CODE + 1

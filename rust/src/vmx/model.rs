@@ -210,6 +210,8 @@ impl Model {
             CpuidFeature::PCLMULQDQ => F::Pclmulqdq,
             CpuidFeature::MONITOR => F::Monitor,
             CpuidFeature::VMX => F::Vmx,
+            CpuidFeature::INVEPT => F::Ept,
+            CpuidFeature::INVVPID => F::Vpid,
             CpuidFeature::SSSE3 => F::Ssse3,
             CpuidFeature::FMA => F::Fma,
             CpuidFeature::CMPXCHG16B => F::Cx16,
