@@ -9,6 +9,7 @@ use silicon::state::{Segment, State, cr, gpr, seg};
 use silicon::stop::Stop;
 use silicon::vmx::{Model, reason};
 
+pub const RAM: u64 = 16 << 20;
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
 pub const TSS: u64 = 0x3000;
@@ -84,7 +85,7 @@ fn flat(selector: u16, access: u64) -> Segment {
 
 impl Machine {
     fn new() -> Self {
-        let memory = Arc::new(Memory::new(16 << 20, 0).expect("memory"));
+        let memory = Arc::new(Memory::new(RAM, 0x1000).expect("memory"));
         let mut cpu = Cpu::new(Arc::clone(&memory), Arc::new(Model::default()), Clock::Virtual { skipped: 0 });
         *cpu.state = State::reset();
         let mut m = Self { cpu, memory };

@@ -9,6 +9,7 @@ mod io;
 mod long;
 mod machine;
 mod protected;
+mod random;
 mod real;
 mod segments;
 mod virtual8086;

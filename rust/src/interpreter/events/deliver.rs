@@ -2,6 +2,7 @@
 //!
 //! SDM vol. 3, 6.15 (interrupt 8, table 6-5) and 28.2.4. The gates themselves are in `idt`.
 
+use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::state::{cr, flag};
 use crate::stop::{Event, EventKind, Exec, Stop, vector};
@@ -50,7 +51,20 @@ impl Cpu {
     /// # Errors
     /// [`Stop::Exit`] only.
     pub fn deliver(&mut self, event: Event) -> Exec {
-        self.deliver_chain(event, false)
+        self.deliver_chain(event, false)?;
+        self.charge_delivery();
+        Ok(())
+    }
+
+    /// A delivery takes a nanosecond of virtual time and one instruction of the slice: a guest whose
+    /// handler faults before it retires anything must not hold time still.
+    fn charge_delivery(&mut self) {
+        if let Clock::Virtual { skipped } = &mut self.clock {
+            *skipped = skipped.wrapping_add(1);
+        }
+        if self.stop_at > self.state.retired {
+            self.stop_at -= 1;
+        }
     }
 
     /// Delivery of an event that a VM entry injects: it causes no exit itself and writes none of CR2,

@@ -95,15 +95,18 @@ impl Cpu {
     /// executed: the processor waits.
     ///
     /// # Errors
-    /// [`Stop::Exit`] when an event is a VM exit.
+    /// [`Stop::Exit`] when an event is a VM exit; [`Stop::Again`] when one was delivered, and the boundary
+    /// before its handler is to be looked at like any other.
     pub fn pending_event(&mut self) -> Exec {
-        if self.state.replay_count == 0 && self.state.assist_done == 0 {
-            while self.one_event()? {
-                self.events.monitor_trap = self.ctl.primary & primary::MONITOR_TRAP != 0;
-            }
-            self.events.iterating = false;
-        }
+        let continued = self.state.replay_count != 0 || self.state.assist_done != 0;
+        let delivered = !continued && self.one_event()?;
+        self.events.iterating = false;
         self.events.monitor_trap = self.ctl.primary & primary::MONITOR_TRAP != 0;
+        if delivered {
+            // The handler's first instruction has a boundary of its own before it.
+            self.boundary = true;
+            return Err(Stop::Again);
+        }
         Ok(())
     }
 
