@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from turtles.l0.machine import Machine
 from turtles.l0.ports import RamRegion
@@ -74,7 +75,7 @@ class Apic:
 
 
 class Events:
-    """No timers but those that the test puts in."""
+    """One timer: `callbacks` run when `deadline` has come."""
 
     def __init__(self) -> None:
         self.deadline: int | None = None
@@ -84,22 +85,29 @@ class Events:
         return self.deadline
 
     def run(self, now_ns: int, /) -> None:
-        self.deadline = None
-        for callback in self.callbacks:
-            callback()
+        if self.deadline is not None and now_ns >= self.deadline:
+            self.deadline = None
+            for callback in self.callbacks:
+                callback()
 
 
 class Rig:
     """A machine with one virtual CPU, L1 in 64-bit mode without paging tables (identity, by CR0.PG = 0)."""
 
-    def __init__(self, *, shadowing: bool = True, model: Model | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        shadowing: bool = True,
+        model: Model | None = None,
+        clock: Literal["host", "virtual"] = "host",
+    ) -> None:
         self.memory = Memory(2 * RAM, pool=8 * MIB)
         self.model = model or Model("max")
         self.ports, self.mmio = Bus(), Bus()
         self.apic, self.events = Apic(), Events()
         regions = [RamRegion(0, RAM, 0), RamRegion(HIGH, RAM, RAM)]
         self.machine = Machine(self.memory, self.model, regions, self.ports, self.mmio, shadowing=shadowing)
-        self.core = Core(self.memory, self.model)
+        self.core = Core(self.memory, self.model, clock)
         self.vcpu: Vcpu = self.machine.add_vcpu(self.core, self.apic, self.events)
         self.v = self.vcpu.v01
         self.regs = self.vcpu.regs
