@@ -61,7 +61,7 @@ impl Reg {
     /// G agrees with the limit.
     fn granular(self, v: &View<'_>) -> bool {
         let (limit, g) = (self.limit(v), self.access(v) >> 15 & 1 != 0);
-        !(g && limit & 0xfff != 0xfff) && !(!g && limit & 0xfff0_0000 != 0)
+        if g { limit & 0xfff == 0xfff } else { limit & 0xfff0_0000 == 0 }
     }
 }
 
