@@ -15,6 +15,8 @@ use crate::stop::{EventKind, Stop, vector};
 
 /// Exit qualification of EPT violations, bit 12: NMI unblocking due to IRET.
 const EPT_NMI_UNBLOCKING: u64 = 1 << 12;
+/// What an interrupt controller answers when it has nothing.
+const SPURIOUS_VECTOR: u32 = 0xff;
 /// VMX-abort indicator: a guest MSR could not be saved (SDM 28.7).
 const ABORT_SAVING_MSRS: u32 = 1;
 
@@ -62,6 +64,10 @@ impl Cpu {
                 _ => {}
             },
             None => {}
+        }
+        if self.exit.reason == reason::EXTERNAL_INTERRUPT && self.ctl.exit & ctl::ACKNOWLEDGE != 0 {
+            // The host's event has no vector: acknowledging gives the spurious one.
+            self.exit.interruption_info = SPURIOUS_VECTOR | VALID;
         }
         self.save_resume_flag(vectoring);
         let exit = &self.exit;
