@@ -1,5 +1,6 @@
 """The native module: memory, processors, VMCS regions and the checks of VM entry."""
 
+import sys
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Literal, final
@@ -41,7 +42,8 @@ class Memory:
     def total(self) -> int:
         """Bytes of RAM and pool."""
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
     def read(self, pa: int, length: int) -> bytes:
         """Bytes at `pa`."""
     def write(self, pa: int, data: bytes | bytearray | memoryview) -> None:
