@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from turtles.guests import embedded
 from turtles.guests.images import RECIPES, obtain
 from turtles.guests.packages import NoMirror
 
@@ -41,7 +42,7 @@ def test_embedded_tower(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     levels = {e["level"] for e in json.loads(stats.read_text())["exits"]}
     assert levels >= {1, 2}
-    for level in ("L1", "L2"):
+    for level in ("L1", "L2", "L3"):
         assert any(f"{level} │" in line for line in result.stdout.splitlines())
 
 
@@ -54,6 +55,25 @@ def test_embedded_tower_repeats_under_virtual_time(tmp_path: Path) -> None:
         lines = tuple(line for line in result.stdout.splitlines() if " │ " in line)
         found.add((json.loads(stats.read_text())["run"]["digest"], lines))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_hypervisors_run_themselves(depth: int, tmp_path: Path) -> None:
+    kernel = embedded.build(tmp_path)
+    result = turtles(
+        *("run", "--kernel", str(kernel), "--append", f"depth={depth}", "-m", "128M"),
+        *("--debug-exit", "0xf4", "--timeout", "200"),
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    for level in range(1, depth + 1):
+        assert any(line.startswith(f"[L{level}] exits: cpuid ") for line in lines)
+    guest = [line for line in lines if line.startswith(f"[L{depth + 1}]")]
+    assert guest[0].endswith("a guest")
+    assert guest[-1] == f"[L{depth + 1}] done"
+    assert any("pages came by EPT violation" in line for line in guest)
+    assert any("timer interrupts while halted" in line for line in guest)
 
 
 def test_boot_of_l1() -> None:

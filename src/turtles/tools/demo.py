@@ -94,7 +94,7 @@ def run_demo(*, only_embedded: bool, clock: str, timeout: float | None, stats: s
         None if only_embedded else find_guests(lambda text: console.print(f"turtles: {text}", soft_wrap=True))
     )
     if images is None:
-        options, levels = embedded_options(EMBEDDED_DEPTH, clock, timeout), {1, 2}
+        options, levels = embedded_options(EMBEDDED_DEPTH, clock, timeout), set(range(1, EMBEDDED_DEPTH + 2))
     else:
         options, levels = tower_options(images, "tower", clock, timeout), {1, 2}
     consoles = LevelConsole(console)
@@ -132,7 +132,8 @@ def judge(finished: Finished, consoles: LevelConsole, levels: set[int]) -> int:
         click.echo(ending_line(outcome) or f"turtles: the guest reported {outcome.code}", err=True)
         return exit_status(outcome)
     silent = sorted(levels - set(consoles.lines_by_level))
-    unseen = sorted(levels - {row.level for row in finished.rows})
+    # L0 sees what lies deeper than L2 as L2.
+    unseen = sorted({1, 2} - {row.level for row in finished.rows})
     if silent or unseen:
         level = (silent or unseen)[0]
         click.echo(f"turtles: L{level} was never {'heard' if silent else 'run'}", err=True)

@@ -52,7 +52,7 @@ def exit_table(rows: Sequence[Row]) -> Table:
     for heading in ("level", "exit reason", "handled by"):
         table.add_column(heading, no_wrap=True)
     for heading in ("count", "share", "time", "share", "mean"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     ordered = in_order(rows)
     counts, times = Counter[int](), Counter[int]()
     for r in ordered:

@@ -7,9 +7,18 @@
 #define ZERO 0x40ull
 #define STATUS_FLAGS 0x8d5ull
 
-static u64 pool02_next = POOL02;
-static u64 *ept02;
-static u64 ept02_of;                 /* the ept12 pointer that ept02 was composed from */
+/*
+ * One ept02 for each ept12 pointer of late: a guest hypervisor that has a nested guest itself enters with
+ * two of them by turns, and to compose anew at each turn would cost more than all else.
+ */
+#define EPT02S 4
+#define POOL02_SIZE ((POOL02_END - POOL02) / EPT02S)
+struct ept02 {
+    u64 *root;                       /* 0: unused */
+    u64 of, next_page, end;
+};
+static struct ept02 ept02s[EPT02S], *ept02;
+static u32 victim;
 
 /* vmcs12 is a page of the guest: a slot for each (width, type, index). Slot 0 is the revision's. */
 static u64 *field12(struct child *c, u64 field)
@@ -45,24 +54,36 @@ static void to_12(struct child *c, u32 f) { *field12(c, f) = vmread(f); }
 
 static u64 *allocate02(void)
 {
-    u64 *page = (u64 *)pool02_next;
-    pool02_next += 4096;
-    if (pool02_next > POOL02_END)
-        die("out of pages for ept02", pool02_next);
+    u64 *page = (u64 *)ept02->next_page;
+    ept02->next_page += 4096;
+    if (ept02->next_page > ept02->end)
+        die("out of pages for ept02", ept02->of);
     return memset(page, 0, 4096);
 }
 
-static void drop_ept02(void)
+static void drop_ept02s(void)
 {
-    pool02_next = POOL02;
-    ept02 = allocate02();
+    for (int i = 0; i < EPT02S; i++)
+        ept02s[i].root = 0;
     invept_all();
+}
+
+static void select_ept02(u64 eptp)
+{
+    for (ept02 = ept02s; ept02 < ept02s + EPT02S; ept02++)
+        if (ept02->root && ept02->of == eptp)
+            return;
+    u32 n = victim++ % EPT02S;
+    ept02 = &ept02s[n];
+    *ept02 = (struct ept02){0, eptp, POOL02 + n * POOL02_SIZE, POOL02 + (n + 1) * POOL02_SIZE};
+    ept02->root = allocate02();
+    invept_all();                    /* mappings of the tables whose pages these were */
 }
 
 /* ept02 = ept12 composed with our linear map. Returns 0 where ept12 lacks the entry. */
 static int compose(struct child *c, u64 gpa)
 {
-    u64 *table = guest_memory(c, ept02_of & ~0xfffull);
+    u64 *table = guest_memory(c, ept02->of & ~0xfffull);
     u64 permissions = 7;
     for (int shift = 39;; shift -= 9) {
         u64 entry = table[gpa >> shift & 511];
@@ -73,7 +94,7 @@ static int compose(struct child *c, u64 gpa)
             u64 mask = (1ull << shift) - 1;
             u64 l1_pa = entry & 0xffffffffff000ull & ~mask;
             guest_memory(c, l1_pa);
-            map_page(ept02, gpa & ~mask, RAM_OF_SELF + l1_pa, shift == 21, permissions, allocate02);
+            map_page(ept02->root, gpa & ~mask, RAM_OF_SELF + l1_pa, shift == 21, permissions, allocate02);
             return 1;
         }
         table = guest_memory(c, entry & 0xffffffffff000ull);
@@ -108,12 +129,8 @@ static void enter_l2(struct child *c, int launch)
     advance();
     vmptrld((u64)c->vmcs02);
     each_guest_field(c, to_02);
-    u64 eptp = *field12(c, EPT_POINTER);
-    if (!ept02 || eptp != ept02_of) {
-        ept02_of = eptp;
-        drop_ept02();
-    }
-    vmwrite(EPT_POINTER, (u64)ept02 | 3 << 3 | 6);
+    select_ept02(*field12(c, EPT_POINTER));
+    vmwrite(EPT_POINTER, (u64)ept02->root | 3 << 3 | 6);
     vmwrite(PRIMARY_CONTROLS, *field12(c, PRIMARY_CONTROLS));
     vmwrite(ENTRY_CONTROLS, *field12(c, ENTRY_CONTROLS));
     vmwrite(EXCEPTION_BITMAP, *field12(c, EXCEPTION_BITMAP));
@@ -254,8 +271,7 @@ int nested_instruction(struct child *c, u32 reason)
         enter_l2(c, reason == EXIT_VMLAUNCH);
         return 1;
     case EXIT_INVEPT:
-        if (ept02)
-            drop_ept02();
+        drop_ept02s();
         succeed();
         return 1;
     default:
