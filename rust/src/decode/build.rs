@@ -129,14 +129,14 @@ fn plain(iced: Instruction, run: super::Handler, len: u8) -> Insn {
         index: SLOT_NONE,
         shift: 0,
         seg: 3,
-        iced,
+        iced: Box::new(iced),
         stub: super::StubSlot::default(),
     }
 }
 
 fn build(iced: Instruction, bits: Bits) -> Insn {
     let mut insn = plain(iced, select(&iced), iced.len() as u8);
-    let i = &insn.iced;
+    let i = &iced;
     let mut immediate_seen = false;
     for op in 0..i.op_count() {
         match i.op_kind(op) {

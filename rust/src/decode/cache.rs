@@ -25,25 +25,35 @@ const MAX_CACHED_INSNS: usize = 2_500_000;
 pub const ONE_PAGE: u64 = !0;
 
 /// A run of decoded instructions within one physical page (or one instruction across two).
+#[repr(C, align(64))]
 pub struct Block {
+    /// The instructions, at least one.
+    pub insns: Box<[Insn]>,
+    /// `Memory::code_epoch` at which the block was last known to be fresh.
+    pub epoch: u64,
+    /// Code size it was decoded for.
+    pub bits: Bits,
+    /// Nothing in it changes mode or address space: the next block may be chained to.
+    pub chained: bool,
+    /// Length in bytes.
+    pub byte_len: u16,
+    /// Offsets in the page of blocks that followed this one there.
+    pub near: [u32; 2],
+    /// Those blocks.
+    pub near_block: [*mut Block; 2],
+    /// Blocks in other pages, or reached from other pages, that followed: host-physical address and block.
+    pub far: [(u64, *mut Block); 2],
     /// Host-physical address of the first byte.
     pub host_pa: u64,
     /// Host-physical address where the instruction that crosses the page goes on, or [`ONE_PAGE`].
     pub second_pa: u64,
-    /// Code size it was decoded for.
-    pub bits: Bits,
-    /// RIP keeps these bits when it advances.
-    pub ip_mask: u64,
-    /// Nothing in it changes mode or address space: the next block may be chained to.
-    pub chained: bool,
-    /// The instructions, at least one.
-    pub insns: Vec<Insn>,
-    /// Blocks that followed this one in the same page: offset in the page and block.
-    pub links: [(u32, *mut Block); 2],
     bytes: Vec<u8>,
     version: Version,
     second_version: Version,
 }
+
+/// An offset or address that no block has.
+const NOWHERE: u32 = !0;
 
 /// A page's code version and what it was when the bytes were read.
 #[derive(Clone, Copy)]
@@ -63,30 +73,52 @@ impl Version {
 static NO_VERSION: AtomicU32 = AtomicU32::new(0);
 
 impl Block {
-    /// A page under the block was written since its bytes were read.
+    /// A page under the block was written since its bytes were read. Looks at the versions only when the
+    /// epoch has moved.
     #[inline]
-    #[must_use]
-    pub fn stale(&self) -> bool {
-        self.version.stale()
+    pub fn stale(&mut self, epoch: u64) -> bool {
+        if self.epoch == epoch {
+            return false;
+        }
+        if self.version.stale() || self.second_version.stale() {
+            return true;
+        }
+        self.epoch = epoch;
+        false
     }
 
-    /// Length in bytes.
-    #[inline]
+    /// RIP keeps these bits when it advances.
+    #[inline(always)]
     #[must_use]
-    pub fn byte_len(&self) -> u64 {
-        self.bytes.len() as u64
+    pub fn ip_mask(&self) -> u64 {
+        if self.bits == Bits::B64 { !0 } else { 0xffff_ffff }
+    }
+
+    /// Remembers that `next` followed, at `offset` of the same page.
+    pub fn link_near(&mut self, offset: u32, next: *mut Self) {
+        self.near = [offset, self.near[0]];
+        self.near_block = [next, self.near_block[0]];
+    }
+
+    /// Remembers that `next` followed, at host-physical address `host_pa`.
+    pub fn link_far(&mut self, host_pa: u64, next: *mut Self) {
+        self.far = [(host_pa, next), self.far[0]];
     }
 
     fn new(decoded: Draft, memory: &Memory) -> Self {
         let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
+            insns: decoded.insns.into_boxed_slice(),
+            // Never the present one: the first use looks at the versions.
+            epoch: !0,
+            bits: decoded.bits,
+            chained: decoded.chained,
+            byte_len: decoded.bytes.len() as u16,
+            near: [NOWHERE; 2],
+            near_block: [std::ptr::null_mut(); 2],
+            far: [(!0, std::ptr::null_mut()); 2],
             host_pa: decoded.host_pa,
             second_pa: decoded.second_pa,
-            bits: decoded.bits,
-            ip_mask: if decoded.bits == Bits::B64 { !0 } else { 0xffff_ffff },
-            chained: decoded.chained,
-            insns: decoded.insns,
-            links: [(!0, std::ptr::null_mut()); 2],
             bytes: decoded.bytes,
             version: now(decoded.host_pa, decoded.versions[0]),
             second_version: if decoded.second_pa == ONE_PAGE {
@@ -220,7 +252,7 @@ impl BlockCache {
         let block = *self.by_key.get(&key(host_pa, bits))?;
         // SAFETY: blocks in `by_key` are alive.
         let block = unsafe { &*block };
-        (block.second_pa == ONE_PAGE).then(|| block.byte_len())
+        (block.second_pa == ONE_PAGE).then_some(u64::from(block.byte_len))
     }
 
     /// The cached block at `host_pa` under a new code version, if memory still holds its bytes.
@@ -232,6 +264,7 @@ impl BlockCache {
             return None;
         }
         b.version.then = version;
+        b.epoch = !0;
         Some(block)
     }
 
@@ -264,12 +297,6 @@ impl BlockCache {
             // SAFETY: each came from `Box::into_raw` once, and every other pointer to it was just dropped.
             drop(unsafe { Box::from_raw(block) });
         }
-    }
-
-    /// Either page under a block was written since it was decoded.
-    #[must_use]
-    pub fn stale(block: &Block) -> bool {
-        block.version.stale() || block.second_version.stale()
     }
 }
 

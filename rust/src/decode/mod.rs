@@ -27,18 +27,12 @@ pub const SLOT_NONE: u8 = 16;
 /// Slot of [`Insn::base`] for RIP-relative operands: `state.rip`, the start of the instruction.
 pub const SLOT_RIP: u8 = 17;
 
-/// A decoded instruction.
+/// A decoded instruction: one cache line, with what rare handlers ask beside it.
 #[derive(Clone)]
+#[repr(C, align(64))]
 pub struct Insn {
     /// What executes it.
     pub run: Handler,
-    /// Immediate, sign- or zero-extended as the instruction uses it; for near branches the displacement.
-    pub imm: u64,
-    /// Memory operand: displacement (RIP-relative: from the start of the instruction).
-    pub disp: u64,
-    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0). Also set for string instructions,
-    /// and for near branches, where it is the operand size's.
-    pub address_mask: u64,
     /// Length in bytes, 1 to 15.
     pub len: u8,
     /// Register operand 0, 1, 2: byte offset into `state.gpr` for general registers (AH, CH, DH, BH are
@@ -53,10 +47,17 @@ pub struct Insn {
     /// Memory operand: segment number, with the override applied (in 64-bit mode CS, DS, ES, SS
     /// overrides are ignored, as the processor does).
     pub seg: u8,
-    /// iced's instruction, for everything else. It was decoded at address 0.
-    pub iced: Instruction,
+    /// Memory operand: displacement (RIP-relative: from the start of the instruction).
+    pub disp: u64,
+    /// Memory operand: mask of the address size (0xffff, 0xffff_ffff, !0). Also set for string instructions,
+    /// and for near branches, where it is the operand size's.
+    pub address_mask: u64,
+    /// Immediate, sign- or zero-extended as the instruction uses it; for near branches the displacement.
+    pub imm: u64,
     /// The vector unit's native stub of this instruction (`Default::default()` when decoded).
     pub stub: StubSlot,
+    /// iced's instruction, for everything else. It was decoded at address 0.
+    pub iced: Box<Instruction>,
 }
 
 /// Number of the native stub that the vector unit made for an instruction; 0 before its first execution.

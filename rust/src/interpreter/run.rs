@@ -11,7 +11,7 @@ use iced_x86::{FlowControl, Mnemonic};
 use super::events::DEBUGCTL_BTF;
 use crate::clock::Clock;
 use crate::cpu::{Bits, Cpu, attention};
-use crate::decode::{self, Block, BlockCache, Insn, ONE_PAGE};
+use crate::decode::{self, Block, Insn, ONE_PAGE};
 use crate::state::{flag, seg};
 use crate::stop::{Exec, Stop, vector};
 
@@ -75,11 +75,14 @@ impl Cpu {
                 continue;
             }
             let linear = self.code_linear();
-            let block = if !previous.is_null() && linear / PAGE == previous_page {
-                // SAFETY: `previous` was found or made in this slice, and dropped when the cache was.
-                unsafe { self.linked(previous, linear) }
-            } else {
+            let block = if previous.is_null() {
                 self.find_block(linear)
+            } else if linear / PAGE == previous_page {
+                // SAFETY: `previous` was found or made in this slice, and dropped when the cache was.
+                unsafe { self.follow_near(previous, linear) }
+            } else {
+                // SAFETY: as above.
+                unsafe { self.follow_far(previous, linear) }
             };
             let block = match block {
                 Ok(block) => block,
@@ -91,7 +94,7 @@ impl Cpu {
             };
             // SAFETY: blocks live until the cache is cleared, which happens in `make` only, never while one executes.
             let block = unsafe { &*block };
-            if block.bits != Bits::B64 && self.beyond_limit(block.byte_len()) {
+            if block.bits != Bits::B64 && self.beyond_limit(u64::from(block.byte_len)) {
                 self.careful_step()?;
                 previous = null_mut();
                 continue;
@@ -114,17 +117,35 @@ impl Cpu {
     #[inline]
     fn execute<'a>(&mut self, block: &'a Block, limit: usize) -> Result<(), (Stop, &'a Insn)> {
         let limit = limit.min(usize::try_from(self.budget()).unwrap_or(usize::MAX));
-        for insn in block.insns.iter().take(limit) {
-            self.next_rip = self.state.rip.wrapping_add(u64::from(insn.len)) & block.ip_mask;
+        let mask = block.ip_mask();
+        let epoch = self.memory.code_epoch();
+        let (body, last) = match block.insns.split_last() {
+            Some((last, body)) if limit > body.len() => (body, Some(last)),
+            _ => (block.insns.get(..limit).unwrap_or_default(), None),
+        };
+        let mut rip = self.state.rip;
+        for insn in body {
+            let next = rip.wrapping_add(u64::from(insn.len)) & mask;
+            self.next_rip = next;
+            if let Err(stop) = (insn.run)(self, insn) {
+                return Err((stop, insn));
+            }
+            debug_assert_eq!(self.next_rip, next, "{} does not end its block", insn.iced);
+            rip = next;
+            self.state.rip = next;
+            self.state.retired += 1;
+            // Own writes to code, or a debug trap that an access left behind.
+            if self.state.pending_debug != 0 || self.memory.code_epoch() != epoch {
+                return Ok(());
+            }
+        }
+        if let Some(insn) = last {
+            self.next_rip = rip.wrapping_add(u64::from(insn.len)) & mask;
             if let Err(stop) = (insn.run)(self, insn) {
                 return Err((stop, insn));
             }
             self.state.rip = self.next_rip;
             self.state.retired += 1;
-            // Own writes to the page, or a debug trap that an access left behind.
-            if self.state.pending_debug != 0 || block.stale() {
-                break;
-            }
         }
         Ok(())
     }
@@ -261,29 +282,61 @@ impl Cpu {
     /// # Safety
     /// `previous` is a live block.
     #[inline]
-    unsafe fn linked(&mut self, previous: *mut Block, linear: u64) -> Exec<*mut Block> {
+    unsafe fn follow_near(&mut self, previous: *mut Block, linear: u64) -> Exec<*mut Block> {
         let offset = (linear % PAGE) as u32;
         // SAFETY: by contract; the reference ends before anything else can reach the block.
-        let links = unsafe { &(*previous).links };
-        for &(at, block) in links {
-            if at == offset {
+        let from = unsafe { &*previous };
+        for n in 0..2 {
+            if from.near[n] == offset {
+                let block = from.near_block[n];
                 // SAFETY: linked blocks live as long as the cache that holds them.
-                if !BlockCache::stale(unsafe { &*block }) {
-                    return Ok(block);
+                if unsafe { (*block).stale(self.memory.code_epoch()) } {
+                    break;
                 }
-                return self.find_block(linear);
+                return Ok(block);
             }
         }
         let decoded = self.blocks.decoded;
         let block = self.find_block(linear)?;
         // Making a block can drop the cache, and `previous` with it. A block that crosses its page must be
         // compared with the mapping each time.
-        // SAFETY: `block` was just found.
-        if self.blocks.decoded == decoded && unsafe { (*block).second_pa } == ONE_PAGE {
-            // SAFETY: nothing was decoded since, so `previous` is alive.
-            let links = unsafe { &mut (*previous).links };
-            links[1] = links[0];
-            links[0] = (offset, block);
+        // SAFETY: `block` was just found; nothing was decoded since, so `previous` is alive.
+        unsafe {
+            if self.blocks.decoded == decoded && (*block).second_pa == ONE_PAGE {
+                (*previous).link_near(offset, block);
+            }
+        }
+        Ok(block)
+    }
+
+    /// The block that follows `previous` in another page: found by where that page lies now.
+    ///
+    /// # Safety
+    /// `previous` is a live block.
+    #[inline]
+    unsafe fn follow_far(&mut self, previous: *mut Block, linear: u64) -> Exec<*mut Block> {
+        if self.mode.bits != Bits::B64 && self.beyond_limit(1) {
+            return Err(self.gp0());
+        }
+        let host_pa = self.fetch(linear)?;
+        // SAFETY: by contract; the reference ends before anything else can reach the block.
+        let from = unsafe { &*previous };
+        for (at, block) in from.far {
+            if at == host_pa {
+                // SAFETY: linked blocks live as long as the cache that holds them.
+                if unsafe { (*block).stale(self.memory.code_epoch()) } {
+                    break;
+                }
+                return Ok(block);
+            }
+        }
+        let decoded = self.blocks.decoded;
+        let block = self.block_at(linear, host_pa)?;
+        // SAFETY: as in `follow_near`.
+        unsafe {
+            if self.blocks.decoded == decoded && (*block).second_pa == ONE_PAGE {
+                (*previous).link_far(host_pa, block);
+            }
         }
         Ok(block)
     }
@@ -294,11 +347,15 @@ impl Cpu {
             return Err(self.gp0());
         }
         let host_pa = self.fetch(linear)?;
+        self.block_at(linear, host_pa)
+    }
+
+    fn block_at(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
         let block = self.blocks.find(host_pa, self.mode.bits);
         if !block.is_null() {
             // SAFETY: `find` returns null or a live block.
-            let b = unsafe { &*block };
-            if !BlockCache::stale(b) && !b.insns.is_empty() {
+            let b = unsafe { &mut *block };
+            if !b.stale(self.memory.code_epoch()) && !b.insns.is_empty() {
                 if b.second_pa == ONE_PAGE {
                     return Ok(block);
                 }

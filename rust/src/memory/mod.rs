@@ -255,6 +255,13 @@ impl Memory {
         self.pages.version_cell(pa)
     }
 
+    /// A counter that moves whenever any page's code version does: one test in place of one for each block.
+    #[inline(always)]
+    #[must_use]
+    pub fn code_epoch(&self) -> u64 {
+        self.pages.epoch().load(std::sync::atomic::Ordering::Acquire)
+    }
+
     pub(crate) fn pages(&self) -> &Pages {
         &self.pages
     }

@@ -34,12 +34,20 @@ pub(crate) struct Pages {
     tables: Mapping,
     patience: AtomicU32,
     lock: Mutex<()>,
+    /// Bumped after any version is.
+    epoch: AtomicU64,
 }
 
 impl Pages {
     pub(super) fn new(count: usize) -> io::Result<Self> {
         let count = count.max(1);
-        Ok(Self { count, tables: Mapping::new(count * 16)?, patience: AtomicU32::new(0), lock: Mutex::new(()) })
+        Ok(Self {
+            count,
+            tables: Mapping::new(count * 16)?,
+            patience: AtomicU32::new(0),
+            lock: Mutex::new(()),
+            epoch: AtomicU64::new(0),
+        })
     }
 
     /// Page number of `pa`, or 0 for what lies outside.
@@ -83,6 +91,12 @@ impl Pages {
         self.version(self.index(pa))
     }
 
+    /// How often any version was bumped: while it stands still no version has changed.
+    #[inline]
+    pub(super) fn epoch(&self) -> &AtomicU64 {
+        &self.epoch
+    }
+
     /// The mask of granules that `[first, last]` (offsets in the page) touches.
     fn granule_mask(first: u64, last: u64) -> u64 {
         let (first, last) = (first / GRANULE, last / GRANULE);
@@ -122,6 +136,7 @@ impl Pages {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             self.granules(page).store(0, Ordering::Relaxed);
             self.version(page).fetch_add(1, Ordering::SeqCst);
+            self.epoch.fetch_add(1, Ordering::SeqCst);
             return true;
         }
         if marked == 0 && self.patience.fetch_add(1, Ordering::Relaxed) % PATIENCE == PATIENCE - 1 {
