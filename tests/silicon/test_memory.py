@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from turtles.silicon import Memory
@@ -36,7 +38,8 @@ def test_bytes(memory: Memory) -> None:
 
 def test_a_readonly_buffer(memory: Memory) -> None:
     memory.write(5, b"xyz")
-    view = memoryview(memory)
+    buffer: Any = memory  # the buffer protocol has a name from Python 3.12 on
+    view = memoryview(buffer)
     assert view.readonly and len(view) == RAM + POOL
     assert bytes(view[5:8]) == b"xyz"
     memory.write(5, b"X")
