@@ -97,9 +97,14 @@ class Guest(Rig):
     """A rig whose L1 runs `code`; a write to EXIT_PORT ends it."""
 
     def __init__(
-        self, code: bytes, *, model: Model | None = None, clock: Literal["host", "virtual"] = "host"
+        self,
+        code: bytes,
+        *,
+        model: Model | None = None,
+        clock: Literal["host", "virtual"] = "host",
+        shadowing: bool = True,
     ) -> None:
-        super().__init__(model=model, clock=clock)
+        super().__init__(model=model, clock=clock, shadowing=shadowing)
         self.machine.l1.write(CODE, code)
         gdt = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0700_0067]
         self.machine.l1.write(0x500, b"".join(entry.to_bytes(8, "little") for entry in gdt))

@@ -23,6 +23,8 @@ class ExitRecord(NamedTuple):
     reflected: bool
     context: int
     """The l1_pa of the vmcs12 that L2 ran with; 0 for L1."""
+    note: str = ""
+    """For an entry of L1's that failed: the rule it broke, with its SDM section."""
 
 
 TraceHook = Callable[[ExitRecord], None]

@@ -248,6 +248,7 @@ class Vcpu:
             if raw < 0 or raw & X.ENTRY_FAILURE:
                 last_level, last_key, last_exit = 0, 0, exit_time
                 self._refused(raw)
+                self._trace_refusal(raw, entry_time)
                 continue
             reason = raw & _REASON
             trace = machine.trace
@@ -272,6 +273,7 @@ class Vcpu:
             last_exit = exit_time
             if trace is not None:
                 rip, qualification, physical, retired = record
+                note, self.broken_rule = self.broken_rule, ""
                 trace(
                     ExitRecord(
                         level,
@@ -284,8 +286,20 @@ class Vcpu:
                         exit_time,
                         reflected,
                         context,
+                        note,
                     )
                 )
+
+    def _trace_refusal(self, raw: int, time_ns: int) -> None:
+        """An entry into L2 that silicon refused, for the trace; nothing was executed."""
+        trace = self.machine.trace
+        if trace is None:
+            return
+        note, self.broken_rule = self.broken_rule, ""
+        c = self.entered12
+        rip, retired = c.v02[F.GUEST_RIP], self.regs[S.RETIRED]
+        reason = raw & 0xFFFF if raw > 0 else ExitReason.VMLAUNCH
+        trace(ExitRecord(2, reason, rip, 0, 0, retired, time_ns, time_ns, True, c.l1_pa, note))
 
     def _refused(self, raw: int) -> None:
         """Silicon refused the VMCS: L1's fault for L2, an error of the run for L1."""
