@@ -219,6 +219,25 @@ def test_an_event_cut_short_is_injected_again(root: Rig) -> None:
     assert (v02[F.ENTRY_INTERRUPTION_INFO], v02[F.ENTRY_ERROR_CODE]) == (info, 3)
 
 
+@pytest.mark.parametrize("intercepted", [False, True])
+def test_an_exception_that_l0_raises_in_l2(root: Rig, intercepted: bool) -> None:
+    """L1 lets L2 read an MSR that its own processor does not have."""
+    c = current(root)
+    c.v[F.PRIMARY_CONTROLS] |= C.PRIMARY_MSR_BITMAPS
+    c.v[F.MSR_BITMAP] = 0x30_0000
+    c.v[F.EXCEPTION_BITMAP] = (1 << X.VECTOR_GP) * intercepted
+    enter(root)
+    root.regs[S.RCX] = 0x8FF
+    l2_exit(root, "RDMSR")
+    gp = X.VALID | X.TYPE_HARDWARE | X.HAS_ERROR_CODE | X.VECTOR_GP
+    if intercepted:
+        assert root.vcpu.level == 1
+        assert (c.v[F.EXIT_REASON], c.v[F.EXIT_INTERRUPTION_INFO]) == (ExitReason.EXCEPTION_OR_NMI, gp)
+    else:
+        assert root.vcpu.level == 2
+        assert root.vcpu.v[F.ENTRY_INTERRUPTION_INFO] == gp
+
+
 # --- interrupts ---
 
 

@@ -148,8 +148,11 @@ class Vcpu:
             v[F.GUEST_PENDING_DEBUG] |= X.PENDING_SINGLE_STEP
 
     def inject_exception(self, vector: int, error: int | None = None) -> None:
-        """The context takes a hardware exception at its next entry."""
+        """The context takes a hardware exception at its next entry; in L2, L1 may intercept it."""
         v = self.v
+        if self.level == 2 and self.entered12.v[F.EXCEPTION_BITMAP] >> vector & 1:
+            reflect.reflect_exception(self, vector, error)
+            return
         info = X.VALID | X.TYPE_HARDWARE | vector
         # Real mode pushes no error codes (SDM 27.2.1.3).
         if error is not None and v[F.GUEST_CR0] & X.CR0_PE:

@@ -12,6 +12,7 @@ from turtles.l0.nested import msr_lists
 from turtles.l0.outcome import GuestStop
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import rules
+from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
@@ -48,6 +49,15 @@ def reflect_interrupt(vcpu: Vcpu, reason: int, interruption: int) -> None:
     c = vcpu.current12
     assert c is not None
     c.v[F.IDT_VECTORING_INFO] = 0
+
+
+def reflect_exception(vcpu: Vcpu, vector: int, error: int | None) -> None:
+    """An exception that L0 raises in L2 for an instruction that L1 let through, and that L1 intercepts."""
+    info = X.VALID | X.TYPE_HARDWARE | vector
+    if error is not None and vcpu.v[F.GUEST_CR0] & X.CR0_PE:
+        info |= X.HAS_ERROR_CODE
+        vcpu.v[F.EXIT_INTERRUPTION_ERROR] = error
+    reflect_as(vcpu, ExitReason.EXCEPTION_OR_NMI, 0, info)
 
 
 def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
