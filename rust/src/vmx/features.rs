@@ -95,6 +95,9 @@ features! {
             Fsrm "fsrm" 4, MdClear "md_clear" 10, SpecCtrl "spec_ctrl" 26, Stibp "intel_stibp" 27,
             FlushL1d "flush_l1d" 28, ArchCapabilities "arch_capabilities" 29, Ssbd "ssbd" 31,
         }
+        [0x7, 2, Edx] {
+            BhiCtrl "bhi_ctrl" 4,
+        }
         [0xd, 1, Eax] {
             Xsaveopt "xsaveopt" 0, Xsavec "xsavec" 1, Xgetbv1 "xgetbv1" 2, Xsaves "xsaves" 3,
         }

@@ -289,6 +289,9 @@ impl Model {
             2 => [0x00fe_ff01, 0, 0, 0],
             4 => cache_leaf(subleaf),
             // MONITOR: smallest and largest line 64 bytes; enumeration of extensions, interrupts break MWAIT.
+            // Highest subleaf 2, for BHI_CTRL: Linux mitigates BHI on each system call in software without it,
+            // whatever BHI_NO says.
+            7 if subleaf == 0 => [2, 0, 0, 0],
             5 if self.has(Feature::Monitor) => [64, 64, 3, 0],
             0xb => match subleaf {
                 0 => [0, 1, 0x100, 0],

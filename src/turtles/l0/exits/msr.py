@@ -57,7 +57,7 @@ IN_VMCS: Final = {
 _CANONICAL: Final = frozenset((0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102))
 _COMMANDS: Final = frozenset((0x49, 0x10B))  # PRED_CMD, FLUSH_CMD: nothing to flush
 # Bits that a value may have, where L0 checks it (others: any).
-_BITS: Final = {0x48: 7, EFER: 0xD01, 0x2FF: 0xCFF, 0x3A: 0, 0xDA0: 0, 0x174: 0xFFFF_FFFF, 0x1D9: 3}
+_BITS: Final = {0x48: 0x407, EFER: 0xD01, 0x2FF: 0xCFF, 0x3A: 0, 0xDA0: 0, 0x174: 0xFFFF_FFFF, 0x1D9: 3}
 
 
 def make_bitmap(x2apic: bool = True) -> bytes:
