@@ -101,6 +101,24 @@ fn random_word(rng: &mut StdRng) -> u64 {
     }
 }
 
+/// The frame of an IRET or a far return that leads somewhere.
+fn random_frame(m: &mut Machine, rng: &mut StdRng) {
+    let wide = m.cpu.state.seg[seg::CS].access >> 13 & 1 != 0;
+    let some =
+        |rng: &mut StdRng| u64::from([sel::CODE0, sel::CODE3, sel::CODE64, sel::CODE64_3][rng.random_range(0..4)]);
+    let flags = if rng.random_bool(0.5) { 2 } else { rng.random_range(0..1 << 22) };
+    let stack = u64::from(if rng.random_bool(0.5) { sel::DATA3 } else { random_selector(rng) });
+    let code = if rng.random_bool(0.7) { some(rng) } else { u64::from(random_selector(rng)) };
+    for (k, word) in [CODE, code, flags, STACK, stack, 0x1000, 0x2000, 0x3000, 0x4000].into_iter().enumerate() {
+        let k = k as u64;
+        if wide {
+            m.write64(STACK + 8 * k, word);
+        } else {
+            m.write32(STACK + 4 * k, word as u32);
+        }
+    }
+}
+
 /// A machine in one of the modes, with random tables and a VMCS that is ready to enter.
 fn prepare(rng: &mut StdRng) -> (Machine, VmcsPage) {
     let mut m = match rng.random_range(0..5) {
@@ -208,9 +226,12 @@ fn every_exit_leaves_a_state_that_can_be_entered() {
                 m.write32(STACK + 4 * k, word as u32);
                 m.write64(DATA + 8 * k, word);
             }
+            if rng.random_bool(0.5) {
+                random_frame(&mut m, &mut rng);
+            }
             let rip = vmcs.get(slot::GUEST_RIP);
             let place = vmcs.get(slot::GUEST_CS_SELECTOR + 1).wrapping_add(rip);
-            if m.memory.contains(place, 64) {
+            if place < RAM - 64 {
                 m.write_bytes(place, &code);
             }
             vmcs.set(slot::GUEST_RSP, STACK);
