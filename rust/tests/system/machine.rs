@@ -103,7 +103,7 @@ impl Machine {
     pub fn real() -> Self {
         let mut m = Self::new();
         for v in 0..256_u64 {
-            m.write32(4 * v, (0x2000 << 16 | 16 * v) as u32);
+            m.write32(4 * v, ((0x2000 << 16) | (16 * v)) as u32);
         }
         let s = &mut *m.cpu.state;
         s.seg[seg::CS] = Segment { selector: 0x1000, base: CODE, limit: 0xffff, access: 0x9b };
