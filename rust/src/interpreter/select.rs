@@ -113,6 +113,8 @@ pub static OFFERED: &[CpuidFeature] = &[
     CpuidFeature::SMAP,
     CpuidFeature::PREFETCHW,
     CpuidFeature::VMX,
+    CpuidFeature::INVEPT,
+    CpuidFeature::INVVPID,
     CpuidFeature::MULTIBYTENOP,
     CpuidFeature::CET_IBT,
 ];
