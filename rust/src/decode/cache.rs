@@ -43,6 +43,8 @@ pub struct Block {
     pub near_block: [*mut Block; 2],
     /// Blocks in other pages, or reached from other pages, that followed: host-physical address and block.
     pub far: [(u64, *mut Block); 2],
+    /// Where the first instructions of `near_block` and of `far[0]` lie, only to be prefetched.
+    ahead: [*const Insn; 3],
     /// Host-physical address of the first byte.
     pub host_pa: u64,
     /// Host-physical address where the instruction that crosses the page goes on, or [`ONE_PAGE`].
@@ -95,14 +97,39 @@ impl Block {
     }
 
     /// Remembers that `next` followed, at `offset` of the same page.
-    pub fn link_near(&mut self, offset: u32, next: *mut Self) {
+    ///
+    /// # Safety
+    /// `next` is a live block.
+    pub unsafe fn link_near(&mut self, offset: u32, next: *mut Self) {
         self.near = [offset, self.near[0]];
         self.near_block = [next, self.near_block[0]];
+        // SAFETY: by contract.
+        self.ahead = [unsafe { (*next).insns.as_ptr() }, self.ahead[0], self.ahead[2]];
     }
 
     /// Remembers that `next` followed, at host-physical address `host_pa`.
-    pub fn link_far(&mut self, host_pa: u64, next: *mut Self) {
+    ///
+    /// # Safety
+    /// `next` is a live block.
+    pub unsafe fn link_far(&mut self, host_pa: u64, next: *mut Self) {
         self.far = [(host_pa, next), self.far[0]];
+        // SAFETY: by contract.
+        self.ahead[2] = unsafe { (*next).insns.as_ptr() };
+    }
+
+    /// Fetches into the cache what is likely to follow, while this block executes.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.near_block[0].cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.ahead[0].cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.near_block[1].cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.ahead[1].cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.far[0].1.cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.ahead[2].cast());
+        }
     }
 
     fn new(decoded: Draft, memory: &Memory) -> Self {
@@ -117,6 +144,7 @@ impl Block {
             near: [NOWHERE; 2],
             near_block: [std::ptr::null_mut(); 2],
             far: [(!0, std::ptr::null_mut()); 2],
+            ahead: [std::ptr::null(); 3],
             host_pa: decoded.host_pa,
             second_pa: decoded.second_pa,
             bytes: decoded.bytes,

@@ -99,6 +99,7 @@ impl Cpu {
                 previous = null_mut();
                 continue;
             }
+            block.prefetch();
             let done = self.execute(block, block.insns.len());
             previous = null_mut();
             match done {
