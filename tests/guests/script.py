@@ -11,7 +11,6 @@ An instruction-caused exit is skipped by its reported length unless a `do` says 
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from pathlib import Path
@@ -152,7 +151,7 @@ class Script:
 
     def _shadow(self) -> None:
         m = self.machine
-        m.poke64(m.shadow_pa, m.model.vmx_msr(0x480) & 0x7FFFFFFF | 1 << 31)
+        m.poke64(m.shadow_pa, m.capability(0x480) & 0x7FFFFFFF | 1 << 31)
         m.write(0x2800, m.shadow_pa)
         m.write(0x2026, m.vmread_bitmap)
         m.write(0x2028, m.vmwrite_bitmap)
@@ -269,7 +268,8 @@ class Script:
             mask, want = (int(t, 0) for t in words[1].split(":"))
             actual = m.ept_entry(int(words[0], 0)) & mask
         elif what == "field":
-            mask, want = (int(t, 0) for t in words[1].split(":")) if ":" in words[1] else (MASK64, int(words[1], 0))
+            parts = words[1].split(":")
+            mask, want = MASK64 if len(parts) == 1 else int(parts[0], 0), int(parts[-1], 0)
             actual = m.read(int(words[0], 0)) & mask
         elif what == "shadow":
             want, actual = int(words[1], 0), m.peek64(self._shadow_slot(words[0]))
@@ -280,7 +280,7 @@ class Script:
         elif what == "state":
             want, actual = int(words[1], 0), m.state(words[0])
         elif what == "exitmsr":
-            want, actual = int(words[0], 0), struct.unpack("<Q", bytes(m.memory.read(m.host_areas["exitmsr"] + 8, 8)))[0]
+            want, actual = int(words[0], 0), m.peek64(m.host_areas["exitmsr"] + 8)
         else:
             raise AssertionError(f"unknown verb: check {what}")
         assert actual == want, f"{what} {' '.join(words)}: is {actual:#x}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 from turtles.silicon import Core, Memory, Model, Vmcs
 from turtles.silicon._silicon import STATE_SLOTS, VMCS_FIELDS
@@ -60,7 +61,7 @@ def descriptor(base: int, limit: int, access: int) -> int:
 class VtxMachine:
     """One core with one VMCS over a few megabytes, identity-mapped at every level."""
 
-    def __init__(self, clock: str = "virtual") -> None:
+    def __init__(self, clock: Literal["host", "virtual"] = "virtual") -> None:
         self.memory = Memory(RAM, pool=1 << 20)
         self.model = Model()
         self.core = Core(self.memory, self.model, clock)
@@ -101,9 +102,15 @@ class VtxMachine:
     def set_gpr(self, number: int, value: int) -> None:
         self.core.slots[STATE_SLOTS["gpr"][0] + number] = value
 
+    def capability(self, msr: int) -> int:
+        """A capability MSR."""
+        value = self.model.vmx_msr(msr)
+        assert value is not None, f"{msr:#x} is not offered"
+        return value
+
     def control(self, field: int, want: int) -> None:
         """Writes a control field with the bits that the capability MSR demands."""
-        allowed = self.model.vmx_msr(CAPABILITY[field])
+        allowed = self.capability(CAPABILITY[field])
         low, high = allowed & 0xFFFFFFFF, allowed >> 32
         assert want & ~high == 0, f"control {want & ~high:#x} of field {field:#x} is not offered"
         self.write(field, want | low)
@@ -159,7 +166,7 @@ class VtxMachine:
 
     def set_up(self, mode: str) -> None:
         """Writes a valid VMCS for `mode`: long, protected or real."""
-        self.slots[0] = self.model.vmx_msr(0x480) & 0x7FFFFFFF
+        self.slots[0] = self.capability(0x480) & 0x7FFFFFFF
         self.control(PIN, 1)
         self.control(PRIMARY, 1 << 7 | 1 << 31 | 1 << 28)
         self.control(SECONDARY, 1 << 1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 12)

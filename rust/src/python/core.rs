@@ -189,6 +189,11 @@ impl PyCore {
         }
     }
 
+    /// Bytes at RIP as an instruction fetch finds them (none where it faults), and the size of code in bits.
+    fn code(&self) -> PyResult<(Vec<u8>, u32)> {
+        Ok(code_at_rip(&mut *self.cpu()?))
+    }
+
     /// Hash of all exits so far.
     fn digest(&self) -> PyResult<u64> {
         Ok(self.cpu()?.vt.digest)
@@ -218,15 +223,21 @@ impl Exclusive<'_> {
     }
 }
 
-/// What is known of the instruction at RIP.
-fn missing(cpu: &mut Cpu) -> String {
+/// Up to 15 bytes at RIP, and the size of code in bits.
+fn code_at_rip(cpu: &mut Cpu) -> (Vec<u8>, u32) {
     let linear = cpu.code_linear();
     let mut bytes = Vec::new();
     for n in 0..15 {
         let Ok(pa) = cpu.fetch(linear.wrapping_add(n)) else { break };
-        bytes.push(format!("{:02x}", cpu.memory.read::<u8>(pa)));
+        bytes.push(cpu.memory.read::<u8>(pa));
     }
+    (bytes, [16, 32, 64][cpu.mode.bits as usize])
+}
+
+/// What is known of the instruction at RIP.
+fn missing(cpu: &mut Cpu) -> String {
+    let (bytes, bits) = code_at_rip(cpu);
+    let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let bytes = if bytes.is_empty() { "unreadable".to_owned() } else { bytes.join(" ") };
-    let (rip, bits) = (cpu.state.rip, [16, 32, 64][cpu.mode.bits as usize]);
-    format!("instruction that silicon lacks at RIP {rip:#x} ({bits}-bit code): {bytes}")
+    format!("instruction that silicon lacks at RIP {:#x} ({bits}-bit code): {bytes}", cpu.state.rip)
 }

@@ -3,6 +3,7 @@
 //! Thin: what a class does is in the layer that it shows. `_silicon.pyi` beside the package describes it.
 
 mod buffer;
+mod code;
 mod core;
 mod memory;
 mod model;
@@ -32,6 +33,7 @@ fn _silicon(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SiliconError", py.get_type::<core::SiliconError>())?;
     module.add_function(wrap_pyfunction!(vmcs::check_entry, module)?)?;
     module.add_function(wrap_pyfunction!(vmcs::entry_rules, module)?)?;
+    module.add_function(wrap_pyfunction!(code::disassemble, module)?)?;
 
     let fields = PyDict::new(py);
     for field in FIELDS {

@@ -12,6 +12,7 @@ from turtles.silicon._silicon import (
     SiliconError,
     Vmcs,
     check_entry,
+    disassemble,
     entry_rules,
 )
 from turtles.silicon.reasons import ENTRY_FAILURE, ExitReason
@@ -27,5 +28,6 @@ __all__ = [
     "SiliconError",
     "Vmcs",
     "check_entry",
+    "disassemble",
     "entry_rules",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "SiliconError",
     "Vmcs",
     "check_entry",
+    "disassemble",
     "entry_rules",
 ]
 
@@ -211,6 +212,8 @@ class Core:
         """Sleeps until kicked (true) or `deadline`, without the GIL. Virtual time warps to the deadline."""
     def now(self) -> int:
         """Time in nanoseconds: the TSC before VMCS offset, IA32_TSC and IA32_TSC_ADJUST."""
+    def code(self) -> tuple[bytes, int]:
+        """Bytes at RIP as an instruction fetch finds them (none where it faults), and the code's bits."""
     def digest(self) -> int:
         """Hash of (retired, reason, RIP) of all exits so far: two equal runs have the same."""
 
@@ -221,6 +224,9 @@ def check_entry(vmcs: Vmcs, model: Model, read: Callable[[int], int] | None = No
     PDPTEs); memory itself, unless the VMCS is one whose addresses are not host-physical. Neither launch
     state nor the mode of whoever enters is checked.
     """
+
+def disassemble(code: bytes, ip: int = 0, bits: int = 64) -> str:
+    """The first instruction in `code` as text in Intel's syntax; `(bad)` where there is none."""
 
 def entry_rules() -> list[Rule]:
     """Every rule that `check_entry` knows, in the order in which they are checked."""

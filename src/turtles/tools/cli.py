@@ -1,4 +1,4 @@
-"""The command line: `turtles run | demo | image | doctor | bench`.
+"""The command line: `turtles run | demo | image | doctor | bench | lockstep`.
 
 Options only; each command's work lives in the module of its name, imported when it is asked for, so
 that `turtles --help` is quick. Not here: what a guest sees.
@@ -200,3 +200,57 @@ def bench(name: str, pairs: int, standard: bool, path: str | None) -> None:
     from turtles.tools.bench import run_bench
 
     raise SystemExit(run_bench(name, pairs, standard, path))
+
+
+@main.command()
+@click.option("--kernel", metavar="FILE", help="Guest; without one, the embedded tower.")
+@click.option("--initrd", "initrds", multiple=True, metavar="FILE", help="Initrd or module (repeat).")
+@click.option("--append", default="", metavar="TEXT", help="Kernel command line.")
+@click.option("-m", "--memory", type=MemorySize(), default=DEFAULT_MEMORY, show_default=True, help="RAM.")
+@click.option(
+    "--drive", "drives", type=DriveOption(), multiple=True, metavar="FILE,snapshot=on", help="Disk."
+)
+@click.option("--debug-exit", type=DebugExitOption(), metavar="PORT[:WIDTH]", help="As in `run`.")
+@click.option(
+    "--depth", type=click.IntRange(0, 3), default=2, show_default=True, help="Of the embedded tower."
+)
+@click.option(
+    "--variant",
+    type=click.Choice(["cuts", "engines", "translator-cuts"]),
+    default="cuts",
+    show_default=True,
+    help="An engine against itself stopped at random times, or the two engines.",
+)
+@click.option("--step", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Nanoseconds.")
+@click.option("--until", type=click.IntRange(min=1), metavar="NS", help="Stop at this virtual time.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random stops.")
+@click.option(
+    "--ignore", multiple=True, metavar="FIELD", help="A field of the state that may differ (repeat)."
+)
+def lockstep(
+    kernel: str | None,
+    initrds: tuple[str, ...],
+    append: str,
+    memory: int,
+    drives: tuple[Drive, ...],
+    debug_exit: DebugExit | None,
+    depth: int,
+    variant: str,
+    step: int,
+    until: int | None,
+    seed: int,
+    ignore: tuple[str, ...],
+) -> None:
+    """Run a guest on two machines side by side and find the first instruction after which they differ."""
+    from turtles.tools.demo import embedded_options
+    from turtles.tools.lockstep import run_lockstep
+
+    if any(not drive.snapshot and not drive.readonly for drive in drives):
+        raise click.BadParameter("two machines share it: say snapshot=on", param_hint="--drive")
+    if kernel is None:
+        options = embedded_options(depth, "virtual", None)
+    else:
+        options = RunOptions(
+            kernel, initrds, append, memory, drives=drives, clock="virtual", debug_exit=debug_exit
+        )
+    raise SystemExit(run_lockstep(options, variant, step, until, seed, ignore))

@@ -37,6 +37,8 @@ SLACK: Final = 64 << 20  # beside the guest's memory: this process
 LAST_CONSOLE_BYTES: Final = 8192
 
 Sink = Callable[[bytes], None]
+MakeCore = Callable[[Memory, Model, str], Core]
+"""Memory, model and clock; lockstep puts something between L0 and the core."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,15 @@ def make_memory(size: int) -> Memory:
         raise Failure(f"-m: the host refuses {size >> 20} MiB of memory: {e}") from None
 
 
+def plain_core(memory: Memory, model: Model, clock: str) -> Core:
+    """A processor as `turtles run` has it."""
+    return Core(memory, model, "virtual" if clock == "virtual" else "host")
+
+
 class Rig:
     """One machine with its guest loaded, ready to run once: `l0`, `board`, `core`, `memory`, `guest`."""
 
-    def __init__(self, options: RunOptions, console: Sink) -> None:
+    def __init__(self, options: RunOptions, console: Sink, make_core: MakeCore = plain_core) -> None:
         self.options = options
         self._console = console
         self._last_console = bytearray()
@@ -91,7 +98,7 @@ class Rig:
         with contextlib.ExitStack() as undo:
             images = self._open_images(undo)
             self.memory = make_memory(options.memory)
-            self.core = Core(self.memory, self.model, "virtual" if options.clock == "virtual" else "host")
+            self.core = make_core(self.memory, self.model, options.clock)
             self.board = self._make_board(images)
             self.guest = self._load()
             self.l0 = self._make_l0()
