@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turtles.l0.exits import msr, xsetbv
+from turtles.l0.machine import MODES, l1_model
 from turtles.l0.mmu import ept
 from turtles.l0.mmu.ept01 import Ept01
 from turtles.l0.mmu.paging import PageFault, Registers, translate
@@ -17,7 +18,7 @@ from turtles.l0.ports import RamRegion
 from turtles.l0.ram import L1Memory
 from turtles.l0.stats import HANDLED, REFLECTED, Stats
 from turtles.l0.vmcs import bits as X
-from turtles.silicon import ExitReason, Memory
+from turtles.silicon import ExitReason, Memory, Model
 from turtles.silicon import encodings as E
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -263,3 +264,11 @@ def test_statistics_rows() -> None:
         (1, "CPUID", "L0", 2),
         (2, "CPUID", "L1", 1),
     ]
+
+
+def test_memory_modes_differ_in_what_l1_is_offered() -> None:
+    model = Model("max")
+    assert l1_model(model, MODES["multidim"]).has("ept")
+    without = l1_model(model, MODES["shadow-on-ept"])
+    assert not without.has("ept") and not without.has("unrestricted_guest")
+    assert without.has("vpid") and without.has("vmx")

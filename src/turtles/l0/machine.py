@@ -29,6 +29,9 @@ from turtles.silicon._silicon import REVISION
 # Features of silicon that L1 is not offered: what L0 does not nest, or what serves nobody below a hypervisor.
 NOT_FOR_L1: Final = ("vmcs_shadowing", "monitor")
 
+# Memory modes, and what L1 is not offered in them. Without EPT of its own L1 shadows L2's page tables.
+MODES: Final[dict[str, tuple[str, ...]]] = {"multidim": (), "shadow-on-ept": ("ept",)}
+
 MSR_VMX_MISC: Final = 0x485
 MSR_VMX_SECONDARY: Final = 0x48B
 MSR_VMX_EPT_VPID: Final = 0x48C
@@ -65,8 +68,10 @@ class Machine:
         self._lock = threading.Lock()
         self._registry = registry.default_handlers()
 
+        if mode not in MODES:
+            raise GuestStop(f"there is no memory mode {mode!r} yet; there are: {', '.join(MODES)}")
         # What L1's processor offers: silicon's model less what L0 does not nest.
-        self.l1_model = l1_model(model)
+        self.l1_model = l1_model(model, MODES[mode])
         self.cpuid = CpuidTable(self.l1_model)
         self.l1_has_vmx = self.l1_model.has("vmx")
         self.l1_misc = self.l1_model.vmx_msr(MSR_VMX_MISC) or 0 if self.l1_has_vmx else 0
@@ -74,8 +79,6 @@ class Machine:
         self.l1_ept_vpid = self.l1_model.vmx_msr(MSR_VMX_EPT_VPID) or 0 if self.l1_has_vmx else 0
         self.shadows = shadowing and self.l1_has_vmx and model.has("vmcs_shadowing")
 
-        if mode != "multidim":
-            raise GuestStop(f"there is no memory mode {mode!r}; there is: multidim")
         try:
             self._build_tables()
         except PoolExhausted:
@@ -140,9 +143,9 @@ class Machine:
         return add
 
 
-def l1_model(model: Model) -> Model:
-    """The model that L1 sees, as Model understands it: the same features without NOT_FOR_L1."""
-    without = set(model.FEATURES) - set(model.features) | set(NOT_FOR_L1)
+def l1_model(model: Model, withheld: Sequence[str] = ()) -> Model:
+    """The model that L1 sees: the same features without NOT_FOR_L1 and what `withheld` names."""
+    without = set(model.FEATURES) - set(model.features) | set(NOT_FOR_L1) | set(withheld)
     return Model(model.name, disable=sorted(without))
 
 

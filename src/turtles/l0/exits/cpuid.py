@@ -7,7 +7,7 @@ move, only those bits are worked out anew.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import fields as F
@@ -35,11 +35,19 @@ _WITH_SUBLEAVES: Final = frozenset((4, 7, 0xB, 0xD, 0x14, 0x15, 0x1F))
 _XSAVE: Final = 0xD
 
 
+class CpuidSource(Protocol):
+    """Silicon's Model, as far as it matters here."""
+
+    def cpuid(self, leaf: int, subleaf: int = 0, xcr0: int = 7) -> Registers:
+        """EAX, EBX, ECX, EDX."""
+        ...
+
+
 class CpuidTable:
     """Answers that depend on leaf and subleaf alone, made when first asked for; all virtual CPUs share it."""
 
-    def __init__(self, machine_cpuid: CpuidSource) -> None:
-        self._source = machine_cpuid
+    def __init__(self, source: CpuidSource) -> None:
+        self._source = source
         self._fixed: dict[tuple[int, int], Registers] = {}
 
     def fixed(self, leaf: int, subleaf: int) -> Registers:
@@ -65,17 +73,6 @@ class CpuidTable:
         if leaf == 1:
             c |= _LEAF1_HYPERVISOR
         return (a, b, c, d)
-
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class CpuidSource(Protocol):
-        """Silicon's Model, as far as it matters here."""
-
-        def cpuid(self, leaf: int, subleaf: int = 0, xcr0: int = 7) -> Registers:
-            """EAX, EBX, ECX, EDX."""
-            ...
 
 
 def cpuid(vcpu: Vcpu) -> None:

@@ -102,6 +102,8 @@ def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
         regs[S.EFER] &= ~(X.EFER_LMA | X.EFER_LME)
     if exit12 & C.EXIT_LOAD_PAT:
         regs[S.PAT] = v[F.HOST_PAT]
+    if not c.uses_vpid:
+        vcpu.flush_tlb()  # without VPIDs an exit flushes the host's translations too (SDM 29.4.3.1)
     if not c.host_64 and v01[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v01, v01[F.GUEST_CR3]):
         raise GuestStop("VMX abort in L1: PDPTEs of the host state cannot be loaded")
     if c.has_msr_lists and v[F.EXIT_MSR_LOAD_COUNT]:

@@ -88,7 +88,8 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     v02[F.EXCEPTION_BITMAP] = v01[F.EXCEPTION_BITMAP] | v[F.EXCEPTION_BITMAP]
     for slot in rules.CONTROLS_COPIED:
         v02[slot] = v[slot]
-    if secondary12 & C.SECONDARY_VPID:
+    c.uses_vpid = bool(secondary12 & C.SECONDARY_VPID)
+    if c.uses_vpid:
         v02[F.VPID] = vcpu.vpids.map(v[F.VPID])
     c.bitmap12 = b""  # forces a new look
     c.bitmap12_l1_pa = v[F.MSR_BITMAP] if primary12 & C.PRIMARY_MSR_BITMAPS else -1

@@ -55,6 +55,7 @@ class Vmcs12:
         "region",
         "uses_ept",
         "uses_timer",
+        "uses_vpid",
         "v",
         "v02",
         "vmcs02",
@@ -80,6 +81,7 @@ class Vmcs12:
         self.pin12 = 0
         self.uses_ept = False
         self.uses_timer = False
+        self.uses_vpid = False
         self.loads_debug = True
         self.has_msr_lists = False
         self.host_64 = True
