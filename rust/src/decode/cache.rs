@@ -18,7 +18,7 @@ use crate::memory::Memory;
 const PAGE: u64 = 4096;
 /// Direct-mapped front of the hash table.
 const FRONT: usize = 1 << 14;
-/// The cache is dropped as a whole beyond this many decoded instructions (about 250 MiB).
+/// The cache is dropped as a whole beyond this many decoded instructions (about 280 MiB).
 const MAX_CACHED_INSNS: usize = 2_500_000;
 
 /// `second_pa` of a block that lies in one page.
