@@ -23,7 +23,7 @@ from turtles.guests.modules import ModuleTree
 from turtles.guests.packages import Package, PackageStore, Report, unpack
 from turtles.guests.state import GuestError
 
-FORMAT: Final = "7"  # raised when a change here must rebuild what is cached
+FORMAT: Final = "8"  # raised when a change here must rebuild what is cached
 BLOCK: Final = 4096
 FREE_BYTES: Final = 32 << 20
 
@@ -227,7 +227,7 @@ def _stage_l1(stage: Path, tree: Path, target: Path, modules: ModuleTree, busybo
     shutil.copyfile(target / "vmlinuz", stage / "l2/vmlinuz")
     shutil.copyfile(target / "initrd", stage / "l2/initrd")
     shutil.copyfile(tree / "l2.img", stage / "l2/root.img")
-    (stage / "l2/append").write_text(COMMON_APPEND + "\n")
+    (stage / "l2/append").write_text(f"{COMMON_APPEND} turtles.level=2\n")
 
 
 def _copy(tree: Path, stage: Path, paths: Sequence[str]) -> None:

@@ -180,10 +180,15 @@ def image(name: str, renew: bool, only_list: bool) -> None:
 @click.option("--embedded", is_flag=True, help="Run the embedded tower, which needs no packages.")
 @click.option("--clock", type=click.Choice(["host", "virtual"]), default="host", show_default=True)
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End with status 124."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1800,
+    show_default=True,
+    metavar="SECONDS",
+    help="End with status 124.",
 )
 @click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
-def demo(embedded: bool, clock: str, timeout: float | None, stats: str | None) -> None:
+def demo(embedded: bool, clock: str, timeout: float, stats: str | None) -> None:
     """Run the tower: L0 runs Debian with KVM, which runs Debian."""
     from turtles.tools.demo import run_demo
 

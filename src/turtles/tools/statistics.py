@@ -69,9 +69,9 @@ def exit_table(rows: Sequence[Row]) -> Table:
             r.handled_by,
             f"{r.count:,}",
             f"{r.count / counts[level]:.1%}",
-            f"{r.total_ns / 1e6:,.1f} ms",
+            f"{r.total_ns / 1e6:,.1f}",
             f"{r.total_ns / (times[level] or 1):.1%}",
-            f"{mean_ns(r) / 1e3:,.1f} µs",
+            f"{mean_ns(r) / 1e3:,.1f}",
         )
     return table
 
