@@ -231,6 +231,45 @@ def test_an_l2_that_loops_can_be_stopped() -> None:
     assert not thread.is_alive()
 
 
+# --- the APIC ---
+
+
+@pytest.mark.parametrize("page", [0x50_0000, 0xFEE0_0000], ids=["RAM", "not RAM"])
+def test_the_apic_access_page_of_l1(page: int) -> None:
+    guest = NestedGuest(load(0x20_0020) + DONE, report(E.EXIT_QUALIFICATION))
+    guest.put64(PD12 + 8, PT12 | 7)
+    guest.put64(PT12, page | 7 | WB)
+    v12 = guest.c.v
+    v12[F.SECONDARY_CONTROLS] |= C.SECONDARY_APIC_ACCESSES
+    v12[F.APIC_ACCESS_ADDRESS] = page
+    assert guest.result() == 0x20
+    assert guest.c.v[F.EXIT_REASON] == ExitReason.APIC_ACCESS
+    assert guest.mmio.reads == []
+
+
+def test_the_virtual_apic_page_holds_l2s_tpr() -> None:
+    # mov eax, 50h; mov [200080h], eax; mov eax, [200080h]
+    guest = NestedGuest(mov(0, 0x50) + store(0x20_0080) + load(0x20_0080) + DONE, REASON)
+    guest.put64(PD12 + 8, PT12 | 7)
+    guest.put64(PT12, 0x50_0000 | 7 | WB)
+    v12 = guest.c.v
+    v12[F.SECONDARY_CONTROLS] |= C.SECONDARY_APIC_ACCESSES
+    v12[F.PRIMARY_CONTROLS] |= C.PRIMARY_TPR_SHADOW
+    v12[F.APIC_ACCESS_ADDRESS], v12[F.VIRTUAL_APIC_ADDRESS] = 0x50_0000, 0x51_0000
+    assert guest.result() == 0x50
+    assert guest.machine.l1.load8(0x51_0080) == 0x50
+    assert guest.machine.l1.load8(0x50_0080) == 0
+
+
+def test_cr8_is_the_apics() -> None:
+    # mov eax, 5; mov cr8, rax; mov rax, cr8
+    guest = NestedGuest(
+        b"", REASON, l1=mov(0, 5) + b"\x44\x0f\x22\xc0" + mov(0, 0) + b"\x44\x0f\x20\xc0" + DONE
+    )
+    assert guest.result() == 5
+    assert guest.apic.cr8 == 5
+
+
 # --- entries that fail ---
 
 

@@ -6,7 +6,7 @@ nothing about an exit itself; it owns vmcs01, the cached vmcs12s, and where inte
 
 from __future__ import annotations
 
-import logging
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -28,8 +28,6 @@ from turtles.silicon import slots as S
 
 if TYPE_CHECKING:
     from turtles.l0.machine import Machine
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[["Vcpu"], None]
 FOREVER: Final = 1 << 62
@@ -72,6 +70,7 @@ class Vcpu:
         self.vpids = Vpids(lambda vpid: core_flush(machine, vpid))
         self.regs[S.FEATURE_CONTROL] = 5 if machine.l1_has_vmx else 1  # locked; VMXON outside SMX
         self.broken_rule = ""
+        self.failure = ""  # the traceback of a handler that failed, for a report
 
         # Interrupts: `attention` asks for a look at them (and at timers) before the next entry; `waiting`
         # remembers that something is pending which the context would not take, so that another one is asked.
@@ -202,7 +201,7 @@ class Vcpu:
         except (GuestStop, SiliconError) as error:
             machine.stop(self._error(str(error)))
         except Exception as error:  # a defect of a handler: the report is the product
-            log.debug("handler failed", exc_info=True)
+            self.failure = traceback.format_exc()
             machine.stop(self._error(f"L0 failed: {type(error).__name__}: {error}"))
         assert machine.outcome is not None
         return machine.outcome
