@@ -13,7 +13,9 @@ use crate::interpreter::vector::VectorUnit;
 use crate::memory::Memory;
 use crate::mmu::{Invalidation, Mmu};
 use crate::state::{State, cr, flag, seg};
+use crate::state_block::StateBlock;
 use crate::stop::{Event, EventKind, Stop};
+use crate::translator::{Outcome, Translator};
 use crate::vmx::{Controls, ExitInfo, Model, Unit, VmcsPage};
 
 /// Bits of [`Cpu::attention`]: why the run loop must look up at the next instruction boundary.
@@ -73,7 +75,7 @@ pub struct Mode {
 /// A processor. Lives in one thread at a time; others reach it through [`Doorbell`] and [`Memory`] only.
 pub struct Cpu {
     /// Architectural state, shared with Python while not running.
-    pub state: Box<State>,
+    pub state: StateBlock,
     /// Where the next instruction begins; set by the run loop before an instruction executes (so that
     /// its length is `next_rip - rip`), changed by branches, copied to `rip` when the instruction is done.
     pub next_rip: u64,
@@ -117,6 +119,10 @@ pub struct Cpu {
     pub stop_at: u64,
     /// Accesses of the current instruction answered from `state.replay` so far.
     pub replay_cursor: u64,
+    /// The translator, where it is used.
+    pub translator: Option<Box<Translator>>,
+    /// How its last helper ended.
+    pub(crate) outcome: Outcome,
 }
 
 impl Cpu {
@@ -124,7 +130,7 @@ impl Cpu {
     #[must_use]
     pub fn new(memory: Arc<Memory>, model: Arc<Model>, clock: Clock) -> Self {
         let mut cpu = Self {
-            state: Box::new(State::reset()),
+            state: StateBlock::new(State::reset()),
             next_rip: 0,
             mode: Mode {
                 bits: Bits::B16,
@@ -153,6 +159,8 @@ impl Cpu {
             timer_deadline: u64::MAX,
             stop_at: 0,
             replay_cursor: 0,
+            translator: None,
+            outcome: Outcome::default(),
         };
         cpu.memory.register_core(&cpu.doorbell);
         cpu.update_mode();

@@ -13,7 +13,9 @@ pub mod memory;
 pub mod mmu;
 pub mod slots;
 pub mod state;
+pub mod state_block;
 pub mod stop;
+pub mod translator;
 pub mod vmx;
 
 #[cfg(feature = "python")]

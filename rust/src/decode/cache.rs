@@ -49,6 +49,8 @@ pub struct Block {
     pub host_pa: u64,
     /// Host-physical address where the instruction that crosses the page goes on, or [`ONE_PAGE`].
     pub second_pa: u64,
+    /// Times it was found by the run loop, up to the translator's threshold.
+    pub warmth: u16,
     bytes: Vec<u8>,
     version: Version,
     second_version: Version,
@@ -132,6 +134,12 @@ impl Block {
         }
     }
 
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn new(decoded: Draft, memory: &Memory) -> Self {
         let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
@@ -147,6 +155,7 @@ impl Block {
             ahead: [std::ptr::null(); 3],
             host_pa: decoded.host_pa,
             second_pa: decoded.second_pa,
+            warmth: 0,
             bytes: decoded.bytes,
             version: now(decoded.host_pa, decoded.versions[0]),
             second_version: if decoded.second_pa == ONE_PAGE {

@@ -14,9 +14,12 @@ use crate::cpu::{Bits, Cpu, attention};
 use crate::decode::{self, Block, Insn, ONE_PAGE};
 use crate::state::{flag, seg};
 use crate::stop::{Exec, Stop, vector};
+use crate::translator::WARM;
 
 /// Host clock: instructions between two looks at the clock (well under 50 µs).
 const SLICE: u64 = 2000;
+/// The same for translated code.
+const TRANSLATED_SLICE: u64 = 20_000;
 const PAGE: u64 = 4096;
 /// `pending_debug`: single-step trap (DR6.BS).
 const BS: u64 = 1 << 14;
@@ -47,6 +50,7 @@ impl Cpu {
             }
             let slice = match self.clock {
                 Clock::Virtual { .. } => until - now,
+                Clock::Host { .. } if self.translator.is_some() => TRANSLATED_SLICE,
                 Clock::Host { .. } => SLICE,
             };
             self.stop_at = self.state.retired.wrapping_add(slice);
@@ -92,6 +96,14 @@ impl Cpu {
                     continue;
                 }
             };
+            if self.translator.is_some() {
+                // SAFETY: as below.
+                if let Some(done) = unsafe { self.translated(block, linear) } {
+                    done?;
+                    previous = null_mut();
+                    continue;
+                }
+            }
             // SAFETY: blocks live until the cache is cleared, which happens in `make` only, never while one executes.
             let block = unsafe { &*block };
             if block.bits != Bits::B64 && self.beyond_limit(u64::from(block.byte_len)) {
@@ -112,6 +124,24 @@ impl Cpu {
             }
         }
         Ok(())
+    }
+
+    /// Runs translated code from `block`, if it is warm and may be translated.
+    ///
+    /// # Safety
+    /// `block` is a live block, fresh.
+    #[inline]
+    unsafe fn translated(&mut self, block: *mut Block, linear: u64) -> Option<Exec> {
+        // SAFETY: by contract; nobody else holds a reference.
+        let block = unsafe { &mut *block };
+        if block.bits != Bits::B64 || block.second_pa != ONE_PAGE || self.budget() < block.insns.len() as u64 {
+            return None;
+        }
+        if block.warmth < WARM {
+            block.warmth += 1;
+            return None;
+        }
+        self.run_translated(block, linear)
     }
 
     /// Executes the first `limit` instructions of a block, or as many as the slice allows.
@@ -153,7 +183,7 @@ impl Cpu {
 
     /// The instruction at `state.rip` (`insn`, if it got that far) did not complete. An error ends the run.
     #[cold]
-    fn stopped(&mut self, stop: Stop, insn: Option<&Insn>) -> Exec {
+    pub(crate) fn stopped(&mut self, stop: Stop, insn: Option<&Insn>) -> Exec {
         self.boundary = true;
         match stop {
             Stop::Again => Ok(()),

@@ -5,6 +5,7 @@
 //! It knows no paging.
 
 mod bus;
+mod code_log;
 mod pages;
 mod raw;
 
@@ -259,7 +260,13 @@ impl Memory {
     #[inline(always)]
     #[must_use]
     pub fn code_epoch(&self) -> u64 {
-        self.pages.epoch().load(std::sync::atomic::Ordering::Acquire)
+        self.pages.log.position()
+    }
+
+    /// Pages that lost their decoded code.
+    #[inline]
+    pub fn code_log(&self) -> &code_log::CodeLog {
+        &self.pages.log
     }
 
     pub(crate) fn pages(&self) -> &Pages {

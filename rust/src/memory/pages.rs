@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
+use super::code_log::CodeLog;
 use super::{Mapping, PAGE};
 
 /// Bits of [`super::Memory::flags`].
@@ -34,8 +35,8 @@ pub(crate) struct Pages {
     tables: Mapping,
     patience: AtomicU32,
     lock: Mutex<()>,
-    /// Bumped after any version is.
-    epoch: AtomicU64,
+    /// Which pages' versions were bumped.
+    pub(super) log: CodeLog,
 }
 
 impl Pages {
@@ -46,7 +47,7 @@ impl Pages {
             tables: Mapping::new(count * 16)?,
             patience: AtomicU32::new(0),
             lock: Mutex::new(()),
-            epoch: AtomicU64::new(0),
+            log: CodeLog::default(),
         })
     }
 
@@ -91,12 +92,6 @@ impl Pages {
         self.version(self.index(pa))
     }
 
-    /// How often any version was bumped: while it stands still no version has changed.
-    #[inline]
-    pub(super) fn epoch(&self) -> &AtomicU64 {
-        &self.epoch
-    }
-
     /// The mask of granules that `[first, last]` (offsets in the page) touches.
     fn granule_mask(first: u64, last: u64) -> u64 {
         let (first, last) = (first / GRANULE, last / GRANULE);
@@ -136,7 +131,7 @@ impl Pages {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             self.granules(page).store(0, Ordering::Relaxed);
             self.version(page).fetch_add(1, Ordering::SeqCst);
-            self.epoch.fetch_add(1, Ordering::SeqCst);
+            self.log.push(page as u64);
             return true;
         }
         if marked == 0 && self.patience.fetch_add(1, Ordering::Relaxed) % PATIENCE == PATIENCE - 1 {

@@ -20,7 +20,7 @@ impl Cpu {
         let entry = self.mmu.data_entry(linear);
         if entry.read == last_page::<T>(linear) {
             // SAFETY: a tag that matches vouches for the whole page at linear + addend.
-            return Ok(unsafe { T::load(linear, entry.addend) });
+            return Ok(unsafe { T::load(linear, entry.addend(linear)) });
         }
         self.read_slow(linear, self.mmu.data_view)
     }
@@ -31,7 +31,7 @@ impl Cpu {
         let entry = self.mmu.data_entry(linear);
         if entry.write == last_page::<T>(linear) {
             // SAFETY: as in `read`.
-            unsafe { T::store(linear, entry.addend, value) };
+            unsafe { T::store(linear, entry.addend(linear), value) };
             return Ok(());
         }
         self.write_slow(linear, value, self.mmu.data_view)
@@ -43,7 +43,7 @@ impl Cpu {
     pub fn update<T: Int>(&mut self, linear: u64, lock: bool, mut f: impl FnMut(T) -> Option<T>) -> Exec<T> {
         let entry = self.mmu.data_entry(linear);
         if entry.write == last_page::<T>(linear) {
-            let addend = entry.addend;
+            let addend = entry.addend(linear);
             // SAFETY: as in `read`; write permission includes read permission.
             let mut old = unsafe { T::load(linear, addend) };
             if !lock {
@@ -78,7 +78,7 @@ impl Cpu {
         let entry = self.mmu.implicit_entry(linear);
         if entry.read == last_page::<T>(linear) {
             // SAFETY: as in `read`.
-            return Ok(unsafe { T::load(linear, entry.addend) });
+            return Ok(unsafe { T::load(linear, entry.addend(linear)) });
         }
         self.read_slow(linear, self.mmu.implicit_view)
     }
@@ -89,7 +89,7 @@ impl Cpu {
         let entry = self.mmu.implicit_entry(linear);
         if entry.write == last_page::<T>(linear) {
             // SAFETY: as in `read`.
-            unsafe { T::store(linear, entry.addend, value) };
+            unsafe { T::store(linear, entry.addend(linear), value) };
             return Ok(());
         }
         self.write_slow(linear, value, self.mmu.implicit_view)
@@ -105,7 +105,7 @@ impl Cpu {
     pub fn fetch(&mut self, linear: u64) -> Exec<u64> {
         let entry = self.mmu.code_entry(linear);
         if entry.exec == linear & !0xfff {
-            return Ok(linear.wrapping_add(entry.addend).wrapping_sub(self.memory.base() as u64));
+            return Ok(linear.wrapping_add(entry.addend(linear)).wrapping_sub(self.memory.base() as u64));
         }
         self.fetch_slow(linear)
     }
@@ -137,7 +137,7 @@ impl Cpu {
     pub(crate) fn hit_read(&self, linear: u64, len: u64) -> Option<*const u8> {
         let entry = self.mmu.data_entry(linear);
         let hit = len != 0 && linear.wrapping_add(len - 1) & !0xfff == entry.read && len <= 4096;
-        hit.then(|| linear.wrapping_add(entry.addend) as *const u8)
+        hit.then(|| linear.wrapping_add(entry.addend(linear)) as *const u8)
     }
 
     /// As [`Cpu::hit_read`], for writing.
@@ -145,7 +145,7 @@ impl Cpu {
     pub(crate) fn hit_write(&self, linear: u64, len: u64) -> Option<*mut u8> {
         let entry = self.mmu.data_entry(linear);
         let hit = len != 0 && linear.wrapping_add(len - 1) & !0xfff == entry.write && len <= 4096;
-        hit.then(|| linear.wrapping_add(entry.addend) as *mut u8)
+        hit.then(|| linear.wrapping_add(entry.addend(linear)) as *mut u8)
     }
 
     /// Host pointer for reading `len` bytes that lie in one page of plain memory; `None` where the access

@@ -20,7 +20,7 @@ mod watch;
 pub use assist::{AccessKind, assist_kind};
 pub use invalidate::Invalidation;
 pub use space::Mmu;
-pub use tlb::{ENTRIES, TlbEntry, View};
+pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};
 pub use walk::pdpte_valid;
 
 /// Width of physical addresses (CPUID 80000008H reports the same).

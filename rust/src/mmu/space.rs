@@ -36,6 +36,8 @@ pub struct Mmu {
     /// The context in force.
     pub(super) current: usize,
     clock: u64,
+    /// Last number given out by [`Cpu::code_epoch`].
+    last_epoch: u16,
     /// Guest-physical mappings.
     pub(super) ept: EptCache,
     /// Data breakpoints.
@@ -61,6 +63,7 @@ impl Default for Mmu {
             keys: Vec::new(),
             current: 0,
             clock: 0,
+            last_epoch: 0,
             ept: EptCache::default(),
             watch: Watch::default(),
         }
@@ -126,6 +129,32 @@ impl Mmu {
 }
 
 impl Cpu {
+    /// The TLB array of explicit data accesses, for translated code.
+    #[must_use]
+    pub fn data_array(&self) -> *const TlbEntry {
+        self.mmu.data
+    }
+
+    /// A number for the present address space and privilege, under which branch targets may be remembered: it
+    /// changes when a mapping that code was fetched through is dropped. When numbers run out, `forget` is
+    /// called: everything remembered is to be dropped.
+    pub fn code_epoch(&mut self, forget: impl FnOnce(&mut Self)) -> u16 {
+        let view = self.mmu.code_view as u16;
+        let current = self.mmu.current;
+        let Some(context) = self.mmu.contexts.get(current) else { return 0 };
+        if context.epoch != 0 {
+            return context.epoch << 2 | view;
+        }
+        if self.mmu.last_epoch >= 0x3ffe {
+            self.mmu.last_epoch = 0;
+            self.mmu.contexts.iter_mut().for_each(|c| c.epoch = 0);
+            forget(self);
+        }
+        self.mmu.last_epoch += 1;
+        self.mmu.contexts[current].epoch = self.mmu.last_epoch;
+        self.mmu.last_epoch << 2 | view
+    }
+
     /// At VM entry, when `ctl` and the guest state are loaded: selects the address space. With VPID disabled
     /// a VM transition flushes linear and combined mappings of VPID 0 (SDM 29.4.3.1).
     pub fn mmu_enter(&mut self) {

@@ -7,8 +7,20 @@
 /// Entries of one array.
 pub const ENTRIES: usize = 1024;
 
-/// A tag that matches no page.
-pub const INVALID: u64 = !0;
+/// A tag for slot `n` that no address matches which looks there, neither by its page nor by its distance: it is
+/// not canonical, and its page belongs into another slot.
+#[inline]
+#[must_use]
+pub const fn invalid(n: usize) -> u64 {
+    1 << 63 | (((n ^ (ENTRIES / 2)) & (ENTRIES - 1)) as u64) << 12
+}
+
+/// The tag is one of [`invalid`].
+#[inline]
+#[must_use]
+pub const fn is_invalid(tag: u64) -> bool {
+    tag >> 62 == 2
+}
 
 /// One translation. A tag holds the linear page address if that kind of access may take the fast path.
 #[derive(Clone, Copy, Debug)]
@@ -20,21 +32,31 @@ pub struct TlbEntry {
     pub write: u64,
     /// Tag for instruction fetches.
     pub exec: u64,
-    /// Host pointer minus linear address (wrapping).
-    pub addend: u64,
+    /// Host pointer of the page.
+    pub host: u64,
 }
 
 impl TlbEntry {
-    /// Matches nothing.
-    pub const EMPTY: Self = Self { read: INVALID, write: INVALID, exec: INVALID, addend: 0 };
+    /// Matches nothing in slot `n`.
+    #[must_use]
+    pub const fn empty(n: usize) -> Self {
+        Self { read: invalid(n), write: invalid(n), exec: invalid(n), host: 0 }
+    }
 
     fn is_empty(&self) -> bool {
-        self.read & self.write & self.exec == INVALID
+        self.page().is_none()
+    }
+
+    /// Host pointer minus linear address, for an address in the page (wrapping).
+    #[inline(always)]
+    #[must_use]
+    pub fn addend(&self, linear: u64) -> u64 {
+        self.host.wrapping_sub(linear & !0xfff)
     }
 
     /// The linear page this entry is about, if any.
     fn page(&self) -> Option<u64> {
-        [self.read, self.write, self.exec].into_iter().find(|&tag| tag != INVALID)
+        [self.read, self.write, self.exec].into_iter().find(|&tag| !is_invalid(tag))
     }
 }
 
@@ -46,7 +68,15 @@ pub fn slot(linear: u64) -> usize {
 }
 
 /// An array in which every access misses.
-pub static NOTHING: [TlbEntry; ENTRIES] = [TlbEntry::EMPTY; ENTRIES];
+pub static NOTHING: [TlbEntry; ENTRIES] = {
+    let mut array = [TlbEntry::empty(0); ENTRIES];
+    let mut n = 0;
+    while n < ENTRIES {
+        array[n] = TlbEntry::empty(n);
+        n += 1;
+    }
+    array
+};
 
 /// Which array an access uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,12 +162,20 @@ pub struct Context {
     upper: Box<[Upper; UPPER]>,
     /// Counts flushes, so that one of `upper` costs nothing.
     generation: u64,
+    /// Number of this space in tags of branch targets, 0 when it needs a new one: see `Cpu::code_epoch`.
+    pub epoch: u16,
+    /// Hashed pages that code was fetched from under this number.
+    code_pages: [u64; 16],
     /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
     large: [u64; 16],
 }
 
 fn bit(map: &[u64], n: usize) -> bool {
     map[n / 64] >> (n % 64) & 1 != 0
+}
+
+fn code_bit(linear: u64) -> usize {
+    ((linear >> 12) ^ (linear >> 22)) as usize & 1023
 }
 
 fn large_bit(linear: u64) -> usize {
@@ -151,8 +189,8 @@ impl Context {
     #[inline(never)]
     pub fn new(key: Key) -> Self {
         // Made on the heap: as an array it would pass through the stack.
-        let entries = vec![TlbEntry::EMPTY; 3 * ENTRIES].into_boxed_slice();
-        let entries = entries.try_into().unwrap_or_else(|_| Box::new([TlbEntry::EMPTY; 3 * ENTRIES]));
+        let entries = (0..3 * ENTRIES).map(TlbEntry::empty).collect::<Vec<_>>().into_boxed_slice();
+        let entries = entries.try_into().unwrap_or_else(|_| Box::new([TlbEntry::empty(0); 3 * ENTRIES]));
         Self {
             key,
             used: 0,
@@ -163,6 +201,8 @@ impl Context {
             large: [0; 16],
             upper: Box::new([Upper { region: 0, generation: 0, address: 0, rights: Rights::default() }; UPPER]),
             generation: 1,
+            epoch: 0,
+            code_pages: [0; 16],
         }
     }
 
@@ -191,9 +231,8 @@ impl Context {
     pub fn fill(&mut self, view: View, page: u64, host: u64, allow: [bool; 3], global: bool, large: bool) {
         let number = view as usize * ENTRIES + slot(page);
         let entry = &mut self.entries[number];
-        let addend = host.wrapping_sub(page);
-        if entry.addend != addend || entry.page() != Some(page) {
-            *entry = TlbEntry { addend, ..TlbEntry::EMPTY };
+        if entry.host != host || entry.page() != Some(page) {
+            *entry = TlbEntry { host, ..TlbEntry::empty(number) };
         }
         if allow[0] {
             entry.read = page;
@@ -203,6 +242,8 @@ impl Context {
         }
         if allow[2] {
             entry.exec = page;
+            let n = code_bit(page);
+            self.code_pages[n / 64] |= 1 << (n % 64);
         }
         let (word, mask) = (number / 64, 1u64 << (number % 64));
         if self.listed[word] & mask == 0 {
@@ -219,6 +260,7 @@ impl Context {
     /// Drops everything (`keep_global`: but for global translations).
     pub fn flush(&mut self, keep_global: bool) {
         self.generation += 1;
+        self.forget_targets();
         let mut kept = Vec::new();
         for number in self.filled.drain(..) {
             let n = usize::from(number);
@@ -227,7 +269,7 @@ impl Context {
                 kept.push(number);
                 continue;
             }
-            *entry = TlbEntry::EMPTY;
+            *entry = TlbEntry::empty(n);
             self.listed[n / 64] &= !(1 << (n % 64));
         }
         if kept.is_empty() {
@@ -240,9 +282,13 @@ impl Context {
     pub fn flush_linear(&mut self, linear: u64, keep_global: bool) {
         self.generation += 1; // INVLPG drops all of the paging-structure caches (SDM 4.10.4.1)
         let page = linear & !0xfff;
+        if bit(&self.code_pages, code_bit(page)) {
+            self.forget_targets();
+        }
         if bit(&self.large, large_bit(linear)) {
             // Fragments of a 2-MiB or 4-MiB page lie in two regions at most; a 1-GiB page has all regions
             // marked that were touched. Dropping the whole gigabyte covers all of them.
+            self.forget_targets();
             self.flush_if(keep_global, |entry| entry.page().is_some_and(|p| p >> 30 == page >> 30));
             return;
         }
@@ -250,9 +296,15 @@ impl Context {
             let n = array * ENTRIES + slot(page);
             let entry = &mut self.entries[n];
             if entry.page() == Some(page) && !(keep_global && bit(&self.global, n)) {
-                *entry = TlbEntry::EMPTY;
+                *entry = TlbEntry::empty(n);
             }
         }
+    }
+
+    /// Branch targets that were found under the present number may lead elsewhere now.
+    fn forget_targets(&mut self) {
+        self.epoch = 0;
+        self.code_pages = [0; 16];
     }
 
     fn flush_if(&mut self, keep_global: bool, matches: impl Fn(&TlbEntry) -> bool) {
@@ -260,7 +312,7 @@ impl Context {
             let n = usize::from(number);
             let entry = &mut self.entries[n];
             if matches(entry) && !(keep_global && bit(&self.global, n)) {
-                *entry = TlbEntry::EMPTY;
+                *entry = TlbEntry::empty(n);
             }
         }
     }
@@ -270,8 +322,8 @@ impl Context {
         for &number in &self.filled {
             let n = usize::from(number);
             let entry = &mut self.entries[n];
-            if entry.write != INVALID && host.is_none_or(|host| entry.write.wrapping_add(entry.addend) == host) {
-                entry.write = INVALID;
+            if !is_invalid(entry.write) && host.is_none_or(|host| entry.host == host) {
+                entry.write = invalid(n);
             }
         }
     }
@@ -293,11 +345,11 @@ mod tests {
         c.fill(View::User, 0x5000, 0x10_0000, [true, false, false], false, false);
         c.fill(View::User, 0x5000, 0x10_0000, [false, false, true], false, false);
         let e = entry(&c, View::User, 0x5000);
-        assert_eq!((e.read, e.write, e.exec), (0x5000, INVALID, 0x5000));
-        assert_eq!(e.addend.wrapping_add(0x5123), 0x10_0123);
+        assert_eq!((e.read, is_invalid(e.write), e.exec), (0x5000, true, 0x5000));
+        assert_eq!(e.addend(0x5123).wrapping_add(0x5123), 0x10_0123);
         c.fill(View::User, 0x5000, 0x20_0000, [false, true, false], false, false);
         let e = entry(&c, View::User, 0x5000);
-        assert_eq!((e.read, e.write, e.exec), (INVALID, 0x5000, INVALID));
+        assert_eq!((is_invalid(e.read), e.write, is_invalid(e.exec)), (true, 0x5000, true));
     }
 
     #[test]
@@ -307,9 +359,9 @@ mod tests {
         c.fill(View::Supervisor, 0x2000, 0x2000, ALL, false, false);
         c.flush(true);
         assert_eq!(entry(&c, View::Supervisor, 0x1000).read, 0x1000);
-        assert_eq!(entry(&c, View::Supervisor, 0x2000).read, INVALID);
+        assert!(is_invalid(entry(&c, View::Supervisor, 0x2000).read));
         c.flush(false);
-        assert_eq!(entry(&c, View::Supervisor, 0x1000).read, INVALID);
+        assert!(is_invalid(entry(&c, View::Supervisor, 0x1000).read));
     }
 
     #[test]
@@ -319,11 +371,11 @@ mod tests {
         c.fill(View::User, 0x2f_f000, 0x2f_f000, ALL, false, true);
         c.fill(View::User, 0x4000_1000, 0x1000, ALL, false, false);
         c.flush_linear(0x20_1000, false);
-        assert_eq!(entry(&c, View::User, 0x20_0000).read, INVALID);
-        assert_eq!(entry(&c, View::User, 0x2f_f000).read, INVALID);
+        assert!(is_invalid(entry(&c, View::User, 0x20_0000).read));
+        assert!(is_invalid(entry(&c, View::User, 0x2f_f000).read));
         assert_eq!(entry(&c, View::User, 0x4000_1000).read, 0x4000_1000);
         c.flush_linear(0x4000_1fff, false);
-        assert_eq!(entry(&c, View::User, 0x4000_1000).read, INVALID);
+        assert!(is_invalid(entry(&c, View::User, 0x4000_1000).read));
     }
 
     #[test]
@@ -333,8 +385,8 @@ mod tests {
         c.fill(View::Supervisor, 0xffff_8000_0000_7000, 0x9000, ALL, false, false);
         c.fill(View::User, 0x3000, 0xa000, ALL, false, false);
         c.write_protect(Some(0x9000));
-        assert_eq!(entry(&c, View::User, 0x1000).write, INVALID);
-        assert_eq!(entry(&c, View::Supervisor, 0xffff_8000_0000_7000).write, INVALID);
+        assert!(is_invalid(entry(&c, View::User, 0x1000).write));
+        assert!(is_invalid(entry(&c, View::Supervisor, 0xffff_8000_0000_7000).write));
         assert_eq!(entry(&c, View::User, 0x1000).read, 0x1000);
         assert_eq!(entry(&c, View::User, 0x3000).write, 0x3000);
     }

@@ -73,13 +73,14 @@ impl PyCore {
 #[pymethods]
 impl PyCore {
     #[new]
-    #[pyo3(signature = (memory, model, clock = "host", origin = None))]
+    #[pyo3(signature = (memory, model, clock = "host", origin = None, engine = "translator"))]
     fn new(
         py: Python<'_>,
         memory: PyRef<'_, PyMemory>,
         model: Py<PyModel>,
         clock: &str,
         origin: Option<u64>,
+        engine: &str,
     ) -> PyResult<Self> {
         let clock = match clock {
             "host" => Clock::Host { origin: origin.unwrap_or_else(monotonic_ns) },
@@ -90,6 +91,15 @@ impl PyCore {
         let mut cpu = Cpu::new(Arc::clone(&memory.inner), offered, clock);
         // Vector code runs natively: a host that refuses executable memory is told now, not at the first PXOR.
         cpu.vector = VectorUnit::new().map_err(|error| PyOSError::new_err(error.to_string()))?;
+        match engine {
+            "interpreter" => {}
+            // Where the host refuses executable memory the vector unit has said so already.
+            "translator" => cpu.use_translator().map_err(|error| PyOSError::new_err(error.to_string()))?,
+            other => {
+                let text = format!("an engine is \"interpreter\" or \"translator\", not {other:?}");
+                return Err(PyValueError::new_err(text));
+            }
+        }
         // Caches are on before VMX operation begins: VM entry keeps CD and NW.
         cpu.state.cr0 &= !(cr::CR0_CD | cr::CR0_NW);
         let state = (&raw mut *cpu.state).cast::<u64>();
@@ -108,6 +118,35 @@ impl PyCore {
     #[getter]
     fn slots(&self, py: Python<'_>) -> Py<PyAny> {
         self.view.clone_ref(py)
+    }
+
+    /// What executes guest code: "interpreter", or "translator" (with the interpreter beside it).
+    #[getter]
+    fn engine(&self) -> PyResult<&'static str> {
+        Ok(if self.cpu()?.translator.is_some() { "translator" } else { "interpreter" })
+    }
+
+    /// What the translator has done, by name; empty without one.
+    #[getter]
+    fn translation(&self) -> PyResult<std::collections::HashMap<&'static str, u64>> {
+        let cpu = self.cpu()?;
+        let Some(translator) = &cpu.translator else { return Ok(std::collections::HashMap::new()) };
+        let s = translator.statistics;
+        let (used, limit) = translator.size();
+        Ok([
+            ("fragments", s.fragments),
+            ("instructions", s.instructions),
+            ("native", s.native),
+            ("bytes", s.bytes),
+            ("evictions", s.evictions),
+            ("stale", s.stale),
+            ("translating_ns", s.translating_ns),
+            ("entries", s.entries),
+            ("helped", s.helped),
+            ("cache_used", used as u64),
+            ("cache_limit", limit as u64),
+        ]
+        .into())
     }
 
     /// What it offers.

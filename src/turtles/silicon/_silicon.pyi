@@ -186,6 +186,7 @@ class Core:
         model: Model,
         clock: Literal["host", "virtual"] = "host",
         origin: int | None = None,
+        engine: Literal["interpreter", "translator"] = "translator",
     ) -> Core:
         """A processor after reset. `origin`: CLOCK_MONOTONIC in nanoseconds at time zero (now)."""
     @property
@@ -194,6 +195,12 @@ class Core:
     @property
     def model(self) -> Model:
         """What it offers."""
+    @property
+    def engine(self) -> Literal["interpreter", "translator"]:
+        """What executes guest code: the translator works beside the interpreter."""
+    @property
+    def translation(self) -> dict[str, int]:
+        """What the translator has done, by name; empty without one."""
     def enter(self, vmcs: Vmcs, deadline: int = ...) -> int:
         """VM entry, run, VM exit; the GIL is released.
 

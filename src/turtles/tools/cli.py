@@ -22,6 +22,7 @@ from turtles.tools.options import (
     DebugExitOption,
     Drive,
     DriveOption,
+    Engine,
     MemorySize,
     RunOptions,
     SerialOption,
@@ -94,6 +95,13 @@ def main() -> None:
 )
 @click.option("--clock", type=click.Choice(["host", "virtual"]), default="host", show_default=True)
 @click.option(
+    "--engine",
+    type=click.Choice(["interpreter", "translator"]),
+    default="translator",
+    show_default=True,
+    help="What executes guest code.",
+)
+@click.option(
     "--debug-exit", type=DebugExitOption(), metavar="PORT[:WIDTH]", help="As QEMU's isa-debug-exit."
 )
 @click.option(
@@ -114,6 +122,7 @@ def run(
     cpu: CpuChoice,
     mmu: str,
     clock: str,
+    engine: Engine,
     debug_exit: DebugExit | None,
     timeout: float | None,
     stats: str | None,
@@ -150,6 +159,7 @@ def run(
         cpu,
         mmu,
         clock,
+        engine,
         debug_exit,
         timeout,
         stats,

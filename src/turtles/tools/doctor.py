@@ -144,7 +144,9 @@ def _silicon() -> Finding:
         importlib.import_module("turtles.silicon._silicon")
     except ImportError as e:
         return Finding("silicon", BAD, f"not built ({e}); run `make`", True)
-    return Finding("silicon", GOOD, "engine: interpreter over cached decoded blocks")
+    return Finding(
+        "silicon", GOOD, "engines: translator (64-bit code as host code), interpreter for the rest"
+    )
 
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (

@@ -21,8 +21,8 @@ from turtles.silicon import Core, ExitReason, Memory, Model, Vmcs, disassemble
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
 from turtles.silicon._silicon import STATE_SLOTS
-from turtles.tools.machine import Rig
-from turtles.tools.options import Failure, RunOptions
+from turtles.tools.machine import Rig, plain_core
+from turtles.tools.options import Engine, Failure, RunOptions
 
 ENGINES: Final = ("interpreter", "translator")
 STEPS: Final = (1_000_000, 1000, 1)
@@ -50,13 +50,8 @@ def make_core(memory: Memory, model: Model, clock: str, engine: str) -> Core:
     """A processor that executes with `engine`."""
     if engine not in ENGINES:
         raise NoEngine(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
-    make = cast(Callable[..., Core], Core)
     try:
-        return make(memory, model, clock, engine=engine)
-    except TypeError:
-        if engine == "interpreter":
-            return make(memory, model, clock)
-        raise NoEngine(f"this build of silicon has no {engine}") from None
+        return plain_core(memory, model, clock, cast(Engine, engine))
     except (ValueError, OSError) as e:
         raise NoEngine(f"the {engine} cannot be had: {e}") from None
 

@@ -7,6 +7,7 @@ Not here: the terminal, and how an ending becomes an exit status.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -28,7 +29,7 @@ from turtles.l0.vcpu import Vcpu
 from turtles.silicon import Core, Memory, Model, SiliconError
 from turtles.silicon.slots import RETIRED
 from turtles.tools.doctor import available_memory
-from turtles.tools.options import CpuChoice, Failure, RunOptions
+from turtles.tools.options import CpuChoice, Engine, Failure, RunOptions
 from turtles.tools.trace import tracer
 
 POOL_SIZE: Final = 64 << 20
@@ -79,15 +80,15 @@ def make_memory(size: int) -> Memory:
         raise Failure(f"-m: the host refuses {size >> 20} MiB of memory: {e}") from None
 
 
-def plain_core(memory: Memory, model: Model, clock: str) -> Core:
-    """A processor as `turtles run` has it."""
-    return Core(memory, model, "virtual" if clock == "virtual" else "host")
+def plain_core(memory: Memory, model: Model, clock: str, engine: Engine = "translator") -> Core:
+    """A processor as `turtles run` has it; `Core.engine` says what it got."""
+    return Core(memory, model, "virtual" if clock == "virtual" else "host", engine=engine)
 
 
 class Rig:
     """One machine with its guest loaded, ready to run once: `l0`, `board`, `core`, `memory`, `guest`."""
 
-    def __init__(self, options: RunOptions, console: Sink, make_core: MakeCore = plain_core) -> None:
+    def __init__(self, options: RunOptions, console: Sink, make_core: MakeCore | None = None) -> None:
         self.options = options
         self._console = console
         self._last_console = bytearray()
@@ -98,7 +99,8 @@ class Rig:
         with contextlib.ExitStack() as undo:
             images = self._open_images(undo)
             self.memory = make_memory(options.memory)
-            self.core = make_core(self.memory, self.model, options.clock)
+            make = make_core or functools.partial(plain_core, engine=options.engine)
+            self.core = make(self.memory, self.model, options.clock)
             self.board = self._make_board(images)
             self.guest = self._load()
             self.l0 = self._make_l0()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import click
 
@@ -46,6 +46,10 @@ class DebugExit:
     width: int = 1
 
 
+Engine = Literal["interpreter", "translator"]
+"""What executes guest code."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Everything that `turtles run` was told."""
@@ -60,6 +64,7 @@ class RunOptions:
     cpu: CpuChoice = field(default_factory=CpuChoice)
     mmu: str = "multidim"
     clock: str = "host"
+    engine: Engine = "translator"
     debug_exit: DebugExit | None = None
     timeout: float | None = None
     stats: str | None = None

@@ -56,7 +56,7 @@ def header(rig: Rig) -> str:
         if f in offered
     ]
     return (
-        f"turtles: interpreter, processor {rig.model.name} with vmx {' '.join(shown)}, "
+        f"turtles: {rig.core.engine}, processor {rig.model.name} with vmx {' '.join(shown)}, "
         f"{rig.options.memory >> 20} MiB, {rig.options.clock} clock; {rig.guest.what}"
     )
 
@@ -147,7 +147,8 @@ def write_statistics(finished: Finished, path: str) -> None:
         "guest": rig.guest.what,
         "memory_bytes": rig.options.memory,
         "clock": rig.options.clock,
-        "engine": "interpreter",
+        "engine": rig.core.engine,
+        "translation": rig.core.translation,
         "digest": f"{rig.core.digest():016x}",
     }
     figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)

@@ -1,6 +1,6 @@
 //! Executable memory for generated code, mapped twice: writable here, executable there, never both.
 //!
-//! Only appends: what runs is never changed. It does not know what the code does.
+//! It does not know what the code does; `overwrite` is for branches that are linked later.
 
 use std::fmt;
 use std::io;
@@ -100,6 +100,39 @@ impl CodeMemory {
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         self.used = end.next_multiple_of(ALIGN).min(self.len);
         Some(entry)
+    }
+}
+
+impl CodeMemory {
+    /// Bytes that are left.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.len - self.used
+    }
+
+    /// Forgets all code. Nothing of it may run any more.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Replaces bytes at `at`, an address inside appended code. The caller is the only thread that runs it.
+    pub fn overwrite(&mut self, at: *const u8, bytes: &[u8]) {
+        let offset = (at as usize).wrapping_sub(self.executable as usize);
+        if offset <= self.used && bytes.len() <= self.used - offset {
+            // SAFETY: the range lies in code that was appended before.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.add(offset), bytes.len()) };
+        }
+    }
+
+    /// A copy of bytes at `at`.
+    #[must_use]
+    pub fn read(&self, at: *const u8, len: usize) -> Vec<u8> {
+        let offset = (at as usize).wrapping_sub(self.executable as usize);
+        if offset > self.used || len > self.used - offset {
+            return Vec::new();
+        }
+        // SAFETY: as in `overwrite`.
+        unsafe { std::slice::from_raw_parts(self.writable.add(offset), len) }.to_vec()
     }
 }
 

@@ -1,0 +1,306 @@
+//! The fragments of one core: found by host-physical address, linked to each other, dropped when the code
+//! under them changes or the cache is full.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use iced_x86::InstructionInfoFactory;
+
+use super::asm::Asm;
+use super::fragment::{self, Context};
+use super::glue::{self, Glue};
+use super::hot::{Hot, TARGETS};
+use crate::decode::{Block, Insn};
+use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
+
+/// Host code kept by default, in bytes.
+const DEFAULT_BYTES: usize = 128 << 20;
+/// Room that the largest fragment may need.
+const MARGIN: usize = 256 << 10;
+/// Bytes at a fragment's entry that a stale fragment's way out replaces.
+const PATCH: usize = 5;
+
+/// One fragment.
+pub struct Fragment {
+    /// Where it enters with flags in the host.
+    pub entry: *const u8,
+    /// Where it enters with saved flags.
+    pub entry_saved: *const u8,
+    /// The instructions, for helpers.
+    pub insns: Box<[Insn]>,
+    /// Their bytes.
+    bytes: Box<[u8]>,
+    /// Host-physical address of the first.
+    pub host_pa: u64,
+    /// Ways out for the two entries.
+    outs: [*const u8; 2],
+    /// Its entries lead out; `kept` are the bytes that stood there.
+    stale: bool,
+    kept: [Vec<u8>; 2],
+}
+
+/// Where a helper is called.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Fragment number.
+    pub fragment: u32,
+    /// Instruction in it.
+    pub index: u16,
+    /// Offset of the instruction in its page.
+    pub offset: u16,
+    /// Where it goes on; null: leave.
+    pub resume: *const u8,
+}
+
+/// A direct branch that may be linked.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Address of its rel32.
+    pub at: *const u8,
+    /// Host-physical address of its target.
+    pub target: u64,
+    /// Variant of the fragment that it is in.
+    pub variant: u8,
+}
+
+/// What the translator has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Statistics {
+    /// Fragments made.
+    pub fragments: u64,
+    /// Guest instructions in them, and how many of these run as themselves.
+    pub instructions: u64,
+    /// See `instructions`.
+    pub native: u64,
+    /// Bytes of host code made.
+    pub bytes: u64,
+    /// Times the whole cache was dropped.
+    pub evictions: u64,
+    /// Fragments that went stale because their code was written.
+    pub stale: u64,
+    /// Nanoseconds spent translating.
+    pub translating_ns: u64,
+    /// Times translated code was entered.
+    pub entries: u64,
+    /// Instructions that fragments gave to the interpreter.
+    pub helped: u64,
+}
+
+/// Fragments and their memory.
+pub struct Translator {
+    code: CodeMemory,
+    glue_base: *const u8,
+    /// Shared code.
+    pub glue: Glue,
+    /// All fragments, by number.
+    pub fragments: Vec<Fragment>,
+    by_key: HashMap<u64, u32>,
+    by_page: HashMap<u64, Vec<u32>>,
+    /// Helper calls, by number.
+    pub sites: Vec<Site>,
+    /// Direct branches, by number.
+    pub links: Vec<Link>,
+    infos: InstructionInfoFactory,
+    limit: usize,
+    /// Flags are exact wherever the state can be seen: for lockstep with the interpreter.
+    pub exact_flags: bool,
+    /// What it has done.
+    pub statistics: Statistics,
+    /// Position in the memory's log of written code.
+    pub seen: u64,
+}
+
+// SAFETY: the pointers lead into code memory that this value owns.
+unsafe impl Send for Translator {}
+
+fn key(host_pa: u64, variant: u8) -> u64 {
+    host_pa << 2 | u64::from(variant & 3)
+}
+
+impl Translator {
+    /// Takes executable memory and generates the shared code.
+    ///
+    /// # Errors
+    /// When the host refuses executable memory.
+    pub fn new(helper: u64) -> Result<Self, CodeMemoryError> {
+        let mut code = CodeMemory::new(DEFAULT_BYTES)?;
+        let mut asm = Asm::default();
+        let glue = glue::generate(&mut asm, is_x86_feature_detected!("avx"), helper);
+        let glue_base = code.append(&asm.code).unwrap_or(std::ptr::null());
+        Ok(Self {
+            code,
+            glue_base,
+            glue,
+            fragments: Vec::new(),
+            by_key: HashMap::new(),
+            by_page: HashMap::new(),
+            sites: Vec::new(),
+            links: Vec::new(),
+            infos: InstructionInfoFactory::new(),
+            limit: DEFAULT_BYTES,
+            exact_flags: false,
+            statistics: Statistics::default(),
+            seen: 0,
+        })
+    }
+
+    /// Bytes of host code in use and the limit.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        (self.limit - self.code.free(), self.limit)
+    }
+
+    /// Address of shared code at an offset of [`Glue`].
+    #[must_use]
+    pub fn shared(&self, offset: usize) -> *const u8 {
+        self.glue_base.wrapping_add(offset)
+    }
+
+    /// The fragment at `host_pa`, fresh.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, host_pa: u64, variant: u8) -> Option<u32> {
+        let number = *self.by_key.get(&key(host_pa, variant))?;
+        (!self.fragments[number as usize].stale).then_some(number)
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, hot: &mut Hot) {
+        self.fragments.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+        self.sites.clear();
+        self.links.clear();
+        self.code.clear();
+        // The shared code is made again at the same address.
+        let mut asm = Asm::default();
+        let helper = super::run::helper_address();
+        self.glue = glue::generate(&mut asm, is_x86_feature_detected!("avx"), helper);
+        self.glue_base = self.code.append(&asm.code).unwrap_or(std::ptr::null());
+        hot.tags = [!0; TARGETS];
+        self.statistics.evictions += 1;
+    }
+
+    /// Translates a block that is fresh. `None`: it is not to be had now.
+    pub fn make(&mut self, block: &Block, variant: u8, hot: &mut Hot) -> Option<u32> {
+        let host_pa = block.host_pa;
+        let mut old = None;
+        if let Some(&number) = self.by_key.get(&key(host_pa, variant)) {
+            if *self.fragments[number as usize].bytes == *block.bytes() {
+                self.revive(number);
+                return Some(number);
+            }
+            self.page_written(host_pa / 4096);
+            old = Some(number);
+        }
+        let begin = Instant::now();
+        if self.code.free() < MARGIN {
+            self.clear(hot);
+            old = None;
+        }
+        let context = Context {
+            glue_base: self.glue_base as u64,
+            glue: self.glue,
+            first_site: self.sites.len() as u32,
+            first_link: self.links.len() as u32,
+            vector_bits: variant,
+            exact_flags: self.exact_flags,
+        };
+        let draft = fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.infos);
+        let base = self.code.next();
+        let mut code = draft.code;
+        for (at, target) in draft.outside {
+            let at = at as usize;
+            let relative = target.wrapping_sub(base as u64 + at as u64 + 4) as i32;
+            code[at..at + 4].copy_from_slice(&relative.to_le_bytes());
+        }
+        self.code.append(&code)?;
+        let number = self.fragments.len() as u32;
+        for site in &draft.sites {
+            let resume = site.resume.map_or(std::ptr::null(), |at| base.wrapping_add(at as usize));
+            let before: u64 = block.insns[..usize::from(site.index)].iter().map(|i| u64::from(i.len)).sum();
+            let offset = (host_pa % 4096 + before) as u16;
+            self.sites.push(Site { fragment: number, index: site.index, offset, resume });
+        }
+        for link in &draft.links {
+            let target = host_pa & !4095 | u64::from(link.target);
+            self.links.push(Link { at: base.wrapping_add(link.at as usize), target, variant });
+        }
+        self.fragments.push(Fragment {
+            entry: base.wrapping_add(draft.entry as usize),
+            entry_saved: base.wrapping_add(draft.entry_saved as usize),
+            insns: block.insns.clone(),
+            bytes: block.bytes().into(),
+            host_pa,
+            outs: draft.stale.map(|at| base.wrapping_add(at as usize)),
+            stale: false,
+            kept: [Vec::new(), Vec::new()],
+        });
+        self.by_key.insert(key(host_pa, variant), number);
+        self.by_page.entry(host_pa / 4096).or_default().push(number);
+        if let Some(old) = old {
+            self.redirect(old, number);
+        }
+        let s = &mut self.statistics;
+        s.fragments += 1;
+        s.instructions += block.insns.len() as u64;
+        s.native += u64::from(draft.native);
+        s.bytes += code.len() as u64;
+        s.translating_ns += begin.elapsed().as_nanos() as u64;
+        Some(number)
+    }
+
+    /// Lets a direct branch go straight to a fragment.
+    pub fn link(&mut self, link: Link, to: u32) {
+        let entry = self.fragments[to as usize].entry;
+        let relative = (entry as i64 - (link.at as i64 + 4)) as i32;
+        self.code.overwrite(link.at, &relative.to_le_bytes());
+    }
+
+    /// The code of a page was written: its fragments lead out at once wherever they are entered.
+    pub fn page_written(&mut self, page: u64) {
+        let Some(numbers) = self.by_page.get(&page) else { return };
+        for &number in numbers {
+            let f = &mut self.fragments[number as usize];
+            if f.stale {
+                continue;
+            }
+            f.stale = true;
+            self.statistics.stale += 1;
+            for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
+                f.kept[n] = self.code.read(entry, PATCH);
+            }
+            for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
+                self.code.overwrite(entry, &jump(entry, f.outs[n]));
+            }
+        }
+    }
+
+    /// Whoever enters the old fragment goes to the new one of the same address.
+    fn redirect(&mut self, old: u32, new: u32) {
+        let (old, new) = (&self.fragments[old as usize], &self.fragments[new as usize]);
+        if old.entry == old.entry_saved && new.entry != new.entry_saved {
+            return; // it does not know where the flags are
+        }
+        self.code.overwrite(old.entry, &jump(old.entry, new.entry));
+        self.code.overwrite(old.entry_saved, &jump(old.entry_saved, new.entry_saved));
+    }
+
+    fn revive(&mut self, number: u32) {
+        let f = &mut self.fragments[number as usize];
+        if f.stale {
+            f.stale = false;
+            for n in [1, 0] {
+                let entry = [f.entry, f.entry_saved][n];
+                self.code.overwrite(entry, &f.kept[n]);
+            }
+        }
+    }
+}
+
+/// JMP rel32 at `from`.
+fn jump(from: *const u8, to: *const u8) -> [u8; PATCH] {
+    let mut code = [0xe9, 0, 0, 0, 0];
+    code[1..].copy_from_slice(&((to as i64 - (from as i64 + 5)) as i32).to_le_bytes());
+    code
+}

@@ -1,0 +1,566 @@
+//! From a decoded block to host code: one fragment.
+//!
+//! Registers live where `glue::MAP` says, memory operands go through the software TLB, what cannot run as
+//! itself calls the interpreter's handler. No RIP and nothing of a level's controls is in the code.
+
+use iced_x86::{InstructionInfoFactory, OpKind};
+
+use super::asm::{Address, Asm, cc, reg};
+use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
+use super::encoding::{Encoding, Rm};
+use super::flags;
+use super::glue::{Glue, and_imm, gpr, host, restore_flags, save_flags, shift_right, state};
+use super::hot::hot;
+use crate::decode::{Insn, SLOT_NONE, SLOT_RIP};
+use crate::state::seg;
+
+const PAGE: u64 = 4096;
+/// Offsets of a TLB entry's fields.
+const TAG_READ: i32 = 0;
+const TAG_WRITE: i32 = 8;
+const HOST: i32 = 24;
+
+/// Where a helper is called for instruction `index`.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Instruction in the fragment.
+    pub index: u16,
+    /// Offset in the fragment's code where it goes on; `None` after control flow: leave.
+    pub resume: Option<u32>,
+}
+
+/// A direct branch to be linked: its rel32 and the offset of its target in the page.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Offset of the rel32 in the fragment's code.
+    pub at: u32,
+    /// Target in the same physical page.
+    pub target: u16,
+}
+
+/// Code of a fragment, not placed yet. Branches to the shared code are listed in `outside`.
+#[derive(Debug, Default)]
+pub struct Draft {
+    /// Host code.
+    pub code: Vec<u8>,
+    /// Offset of the entry for flags in the host.
+    pub entry: u32,
+    /// Offset of the entry for saved flags.
+    pub entry_saved: u32,
+    /// Offsets of the ways out of a stale fragment, for the two entries.
+    pub stale: [u32; 2],
+    /// Offsets of rel32s and the address they go to.
+    pub outside: Vec<(u32, u64)>,
+    /// Helper calls; the code has `first_site + n` for number n.
+    pub sites: Vec<Site>,
+    /// Direct branches.
+    pub links: Vec<Link>,
+    /// Instructions that run as themselves, for statistics.
+    pub native: u32,
+}
+
+/// What stays the same for all fragments.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// Address of the shared code.
+    pub glue_base: u64,
+    /// Its entry points.
+    pub glue: Glue,
+    /// Number of the next site and link.
+    pub first_site: u32,
+    /// See `first_site`.
+    pub first_link: u32,
+    /// Vector instructions that may run natively.
+    pub vector_bits: u8,
+    /// Flags are exact at every point where the state can be seen.
+    pub exact_flags: bool,
+}
+
+struct Cold {
+    /// rel32s that come here.
+    from: Vec<usize>,
+    index: u16,
+    /// Flags are in `saved_flags`.
+    saved: bool,
+    /// Site number and whether it resumes.
+    site: usize,
+}
+
+struct Builder<'a> {
+    a: Asm,
+    draft: Draft,
+    context: &'a Context,
+    insns: &'a [Insn],
+    /// Offset in the page of each instruction, and of the end.
+    offsets: Vec<u64>,
+    cold: Vec<Cold>,
+    live: Vec<bool>,
+}
+
+/// Translates `insns`, whose bytes are `bytes` at offset `offset` of their page.
+#[must_use]
+pub fn translate(
+    insns: &[Insn],
+    bytes: &[u8],
+    offset: u64,
+    context: &Context,
+    infos: &mut InstructionInfoFactory,
+) -> Draft {
+    let plans: Vec<Plan> = insns.iter().map(|i| classify(i, context.vector_bits, infos)).collect();
+    let live = flags::live(insns, &plans, context.exact_flags);
+    let mut offsets = vec![offset];
+    for insn in insns {
+        offsets.push(offsets[offsets.len() - 1] + u64::from(insn.len));
+    }
+    let mut b = Builder { a: Asm::default(), draft: Draft::default(), context, insns, offsets, cold: Vec::new(), live };
+    b.entry();
+    let mut at = 0;
+    let mut ended = false;
+    for (n, plan) in plans.iter().enumerate() {
+        let len = usize::from(insns[n].len);
+        ended = b.instruction(n, plan, &bytes[at..at + len]);
+        at += len;
+    }
+    if !ended {
+        let end = b.offsets[insns.len()];
+        b.go_to(end as i64);
+    }
+    b.finish()
+}
+
+impl Builder<'_> {
+    fn outside(&mut self, at: usize, target: usize) {
+        self.draft.outside.push((at as u32, self.context.glue_base + target as u64));
+    }
+
+    fn jump_out(&mut self, target: usize) {
+        let at = self.a.jmp_later();
+        self.outside(at, target);
+    }
+
+    /// The budget, with the flags out of the way where somebody still needs them.
+    fn entry(&mut self) {
+        let needed = self.live[0];
+        self.draft.entry = 0;
+        if needed {
+            save_flags(&mut self.a);
+        }
+        self.draft.entry_saved = self.a.at() as u32;
+        let n = self.insns.len() as i32;
+        // sub qword [budget], n
+        self.a.op_mem(true, 0x81, 5, Address::base(reg::RSP, hot!(budget)));
+        self.a.bytes(&n.to_le_bytes());
+        let over = self.a.jcc_later(cc::S);
+        if needed {
+            restore_flags(&mut self.a);
+        }
+        // The way out lies in the cold part; see `finish`.
+        self.cold.push(Cold { from: vec![over], index: u16::MAX, saved: needed, site: 0 });
+    }
+
+    fn site(&mut self, index: usize, resume: Option<u32>) -> usize {
+        self.draft.sites.push(Site { index: index as u16, resume });
+        self.draft.sites.len() - 1
+    }
+
+    /// Calls the interpreter's handler for instruction `n`.
+    fn interpret(&mut self, n: usize) {
+        let site = self.site(n, None);
+        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
+        self.jump_out(self.context.glue.slow);
+        if n + 1 < self.insns.len() && !changes_variant(&self.insns[n]) {
+            self.draft.sites[site].resume = Some(self.a.at() as u32);
+        }
+    }
+
+    /// Emits instruction `n`; true if control does not go on behind it.
+    fn instruction(&mut self, n: usize, plan: &Plan, bytes: &[u8]) -> bool {
+        let done = match plan {
+            Plan::Interpret => None,
+            Plan::Native(native) => Encoding::parse(bytes).and_then(|e| self.native(n, native, &e)),
+            Plan::Lea => Encoding::parse(bytes).and_then(|e| self.lea(n, &e)),
+            Plan::Push => self.push(n),
+            Plan::Pop => self.pop(n),
+            Plan::Leave => self.leave(n),
+            Plan::Jcc | Plan::Jump if i32::try_from(self.target(n)).is_err() => None,
+            Plan::Jcc => {
+                let to = self.target(n);
+                let condition = self.insns[n].iced.condition_code() as u8;
+                let taken = self.a.jcc_later(CONDITIONS[usize::from(condition).min(16)]);
+                self.go_to(self.offsets[n + 1] as i64);
+                self.a.bind_here(taken);
+                self.go_to(to);
+                Some(true)
+            }
+            Plan::Jump => {
+                let to = self.target(n);
+                self.go_to(to);
+                Some(true)
+            }
+            Plan::Call => self.call(n),
+            Plan::JumpIndirect => self.jump_indirect(n),
+            Plan::CallIndirect => self.call_indirect(n),
+            Plan::Return => self.ret(n),
+        };
+        if let Some(ended) = done {
+            self.draft.native += 1;
+            return ended;
+        }
+        self.interpret(n);
+        // The last instruction leaves from its helper.
+        n + 1 == self.insns.len()
+    }
+
+    /// Offset of a direct branch's target from the start of the page.
+    fn target(&self, n: usize) -> i64 {
+        // `imm` is the displacement from the end of the instruction.
+        self.offsets[n + 1] as i64 + self.insns[n].imm as i64
+    }
+
+    /// S0 = linear address at `offset` from the start of this page.
+    fn linear_of(&mut self, into: u8, offset: i64) {
+        self.a.load(into, hot!(rip_page));
+        self.a.lea(true, into, Address::base(into, offset as i32));
+    }
+
+    /// Control goes to `offset` from the start of this page; flags are in the host.
+    fn go_to(&mut self, offset: i64) {
+        if (0..PAGE as i64).contains(&offset) {
+            let link = self.draft.links.len() as u32;
+            let at = self.a.jmp_later();
+            self.a.bind_here(at); // until it is linked: the lines that follow
+            self.linear_of(reg::S0, offset);
+            self.a.store(reg::S0, state!(rip));
+            self.a.mov_imm(reg::S1, self.context.first_link + link);
+            self.jump_out(self.context.glue.leave_link);
+            self.draft.links.push(Link { at: at as u32, target: offset as u16 });
+        } else {
+            self.linear_of(reg::S0, offset);
+            self.jump_out(self.context.glue.lookup);
+        }
+    }
+
+    // --- memory ---
+
+    /// The host register of a guest register used in an address; loads it into `scratch` if it has none.
+    fn address_register(&mut self, slot: u8, scratch: u8) -> u8 {
+        host(slot).unwrap_or_else(|| {
+            self.a.load(scratch, gpr(slot));
+            scratch
+        })
+    }
+
+    /// S0 = effective address (without segment base), or into `into`. False: it cannot be expressed.
+    fn effective(&mut self, n: usize, into: u8, wide: bool) -> bool {
+        let insn = &self.insns[n];
+        let disp = insn.disp as i64;
+        if insn.base == SLOT_RIP {
+            let offset = self.offsets[n] as i64 + disp;
+            let Ok(_) = i32::try_from(offset) else { return false };
+            if insn.address_mask != !0 {
+                return false;
+            }
+            self.a.load(reg::S0, hot!(rip_page));
+            self.a.lea(wide, into, Address::base(reg::S0, offset as i32));
+            return true;
+        }
+        let disp = if insn.address_mask == !0 { disp } else { i64::from(insn.disp as u32 as i32) };
+        let Ok(disp) = i32::try_from(disp) else { return false };
+        let base = (insn.base != SLOT_NONE).then(|| self.address_register(insn.base, reg::S0));
+        let index = (insn.index != SLOT_NONE).then(|| self.address_register(insn.index, reg::S1));
+        let address = Address { base, index, shift: insn.shift, disp };
+        self.a.lea(wide && insn.address_mask == !0, into, address);
+        true
+    }
+
+    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part.
+    /// Clobbers S1 and the flags, unless they live: then they are saved and restored.
+    fn translate_address(&mut self, n: usize, m: MemoryOperand) -> usize {
+        let live = self.live[n];
+        if live {
+            save_flags(&mut self.a);
+        }
+        self.a.mov(reg::S1, reg::S0);
+        shift_right(&mut self.a, reg::S1, 7);
+        and_imm(&mut self.a, reg::S1, (crate::mmu::TLB_ENTRIES as u32 - 1) << 5);
+        self.a.op_mem(true, 0x03, reg::S1, Address::base(reg::RSP, hot!(tlb)));
+        let tag = if m.written { TAG_WRITE } else { TAG_READ };
+        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::S1, tag)); // sub s0, [tag]
+        let miss = if m.aligned {
+            // test s0, ~0xff0 (16 bytes) or ~0xfe0 (32 bytes): in the page and aligned.
+            let mask = !(0xfff & !(i32::from(m.size) - 1));
+            self.a.op_reg(true, 0xf7, 0, reg::S0);
+            self.a.bytes(&mask.to_le_bytes());
+            self.a.jcc_later(cc::NE)
+        } else {
+            self.a.op_reg(true, 0x81, 7, reg::S0); // cmp s0, 4096 - size
+            self.a.bytes(&(4096 - i32::from(m.size)).to_le_bytes());
+            self.a.jcc_later(cc::A)
+        };
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, HOST)); // add s0, [host]
+        if live {
+            restore_flags(&mut self.a);
+        }
+        let site = self.site(n, None);
+        self.cold.push(Cold { from: vec![miss], index: n as u16, saved: live, site });
+        site
+    }
+
+    /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
+    fn operand(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+        let start = self.a.at();
+        if !self.effective(n, reg::S0, true) {
+            self.a.code.truncate(start);
+            return None;
+        }
+        let segment = usize::from(self.insns[n].seg);
+        if segment == seg::FS || segment == seg::GS {
+            let base = state!(seg) + 32 * segment as i32 + 8;
+            if self.live[n] {
+                // lea keeps the flags
+                self.a.load(reg::S1, base);
+                self.a.lea(true, reg::S0, Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 });
+            } else {
+                self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, base));
+            }
+        }
+        Some(self.translate_address(n, m))
+    }
+
+    /// Where the helper of `site` goes on: here.
+    fn resumes_here(&mut self, site: usize) {
+        self.draft.sites[site].resume = Some(self.a.at() as u32);
+    }
+
+    // --- instructions ---
+
+    /// An instruction as itself, with its registers where the guest's are.
+    fn native(&mut self, n: usize, native: &Native, e: &Encoding<'_>) -> Option<bool> {
+        // Registers that stay in the state need scratch registers: S1, and S0 where no pointer is in it.
+        let mut scratch = [reg::S1, reg::S0].into_iter();
+        let count = if native.memory.is_some() { 1 } else { 2 };
+        let mut moved: Vec<(u8, u8)> = Vec::new();
+        for g in &native.gprs {
+            if host(g.guest).is_none() && !moved.iter().any(|m| m.0 == g.guest) {
+                if moved.len() == count {
+                    return None;
+                }
+                moved.push((g.guest, scratch.next()?));
+            }
+        }
+        // AH to BH were sent to the interpreter, so a REX prefix may appear where there was none.
+        let site = match native.memory {
+            Some(m) => Some(self.operand(n, m)?),
+            None => None,
+        };
+        let find = |g: &GprOperand, moved: &[(u8, u8)]| {
+            host(g.guest).or_else(|| moved.iter().find(|m| m.0 == g.guest).map(|m| m.1)).unwrap_or(reg::S1)
+        };
+        for &(guest, scratch) in &moved {
+            if native.gprs.iter().any(|g| g.guest == guest && g.read) {
+                self.a.load(scratch, gpr(guest));
+            }
+        }
+        let of = |place: Place| native.gprs.iter().find(|g| g.place == place).map(|g| find(g, &moved));
+        let r = of(Place::Reg).unwrap_or(e.reg());
+        let rm = match (of(Place::Rm), native.memory) {
+            (Some(register), _) => Rm::Register(register),
+            (None, Some(_)) => Rm::Pointer,
+            (None, None) => Rm::Register(e.rm()),
+        };
+        let vvvv = of(Place::Vvvv).unwrap_or(e.vvvv());
+        e.write(&mut self.a, r, rm, vvvv);
+        for &(guest, scratch) in &moved {
+            if native.gprs.iter().any(|g| g.guest == guest && g.written) {
+                self.a.store(scratch, gpr(guest));
+            }
+        }
+        if let Some(site) = site {
+            self.resumes_here(site);
+        }
+        Some(false)
+    }
+
+    fn lea(&mut self, n: usize, e: &Encoding<'_>) -> Option<bool> {
+        let i = &self.insns[n].iced;
+        let target = i.op0_register();
+        let size = target.size();
+        let guest = e.reg();
+        let into = host(guest).unwrap_or(reg::S0);
+        if size == 2 || size == 4 && self.insns[n].base == SLOT_RIP {
+            return None;
+        }
+        let start = self.a.at();
+        // A 32-bit address or a 32-bit result are both the low half.
+        if !self.effective(n, into, size == 8) {
+            self.a.code.truncate(start);
+            return None;
+        }
+        if host(guest).is_none() {
+            self.a.store(into, gpr(guest));
+        }
+        Some(false)
+    }
+
+    /// S0 = pointer to the eight bytes at guest RSP + `disp`.
+    fn stack(&mut self, n: usize, disp: i32, written: bool) -> usize {
+        self.a.lea(true, reg::S0, Address::base(reg::GUEST_RSP, disp));
+        self.translate_address(n, MemoryOperand { size: 8, written, aligned: false })
+    }
+
+    fn move_rsp(&mut self, by: i32) {
+        self.a.lea(true, reg::GUEST_RSP, Address::base(reg::GUEST_RSP, by));
+    }
+
+    fn push(&mut self, n: usize) -> Option<bool> {
+        let i = &self.insns[n].iced;
+        let site;
+        if i.op0_kind() == OpKind::Register {
+            let guest = i.op0_register().number() as u8;
+            site = self.stack(n, -8, true);
+            let from = self.address_register(guest, reg::S1);
+            self.a.op_mem(true, 0x89, from, Address::base(reg::S0, 0));
+        } else {
+            let value = i32::try_from(self.insns[n].imm as i64).ok()?;
+            site = self.stack(n, -8, true);
+            self.a.op_mem(true, 0xc7, 0, Address::base(reg::S0, 0));
+            self.a.bytes(&value.to_le_bytes());
+        }
+        self.move_rsp(-8);
+        self.resumes_here(site);
+        Some(false)
+    }
+
+    fn pop(&mut self, n: usize) -> Option<bool> {
+        let guest = self.insns[n].iced.op0_register().number() as u8;
+        let site = self.stack(n, 0, false);
+        self.move_rsp(8);
+        self.load_guest(guest, Address::base(reg::S0, 0));
+        self.resumes_here(site);
+        Some(false)
+    }
+
+    fn load_guest(&mut self, guest: u8, from: Address) {
+        let into = host(guest).unwrap_or(reg::S0);
+        self.a.op_mem(true, 0x8b, into, from);
+        if host(guest).is_none() {
+            self.a.store(into, gpr(guest));
+        }
+    }
+
+    fn leave(&mut self, n: usize) -> Option<bool> {
+        self.a.mov(reg::S0, reg::RBP);
+        let site = self.translate_address(n, MemoryOperand { size: 8, written: false, aligned: false });
+        self.a.lea(true, reg::GUEST_RSP, Address::base(reg::RBP, 8));
+        self.a.op_mem(true, 0x8b, reg::RBP, Address::base(reg::S0, 0));
+        self.resumes_here(site);
+        Some(false)
+    }
+
+    /// Pushes the address behind instruction `n`.
+    fn push_return(&mut self, n: usize) {
+        self.stack(n, -8, true);
+        let next = self.offsets[n + 1] as i64;
+        self.linear_of(reg::S1, next);
+        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.move_rsp(-8);
+    }
+
+    fn call(&mut self, n: usize) -> Option<bool> {
+        let to = self.target(n);
+        i32::try_from(to).ok()?;
+        self.push_return(n);
+        self.go_to(to);
+        Some(true)
+    }
+
+    /// S0 = target of an indirect branch.
+    fn indirect_target(&mut self, n: usize) -> Option<()> {
+        let i = &self.insns[n].iced;
+        if i.op0_kind() == OpKind::Register {
+            let guest = i.op0_register().number() as u8;
+            match host(guest) {
+                Some(from) => self.a.mov(reg::S0, from),
+                None => self.a.load(reg::S0, gpr(guest)),
+            }
+        } else {
+            self.operand(n, MemoryOperand { size: 8, written: false, aligned: false })?;
+            self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
+        }
+        Some(())
+    }
+
+    fn jump_indirect(&mut self, n: usize) -> Option<bool> {
+        self.indirect_target(n)?;
+        self.jump_out(self.context.glue.lookup);
+        Some(true)
+    }
+
+    fn call_indirect(&mut self, n: usize) -> Option<bool> {
+        self.indirect_target(n)?;
+        self.a.store(reg::S0, hot!(target));
+        self.push_return(n);
+        self.a.load(reg::S0, hot!(target));
+        self.jump_out(self.context.glue.lookup);
+        Some(true)
+    }
+
+    fn ret(&mut self, n: usize) -> Option<bool> {
+        let i = &self.insns[n].iced;
+        let extra = if i.op_count() == 1 { i32::from(i.immediate16()) } else { 0 };
+        self.stack(n, 0, false);
+        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
+        self.move_rsp(8 + extra);
+        self.jump_out(self.context.glue.lookup);
+        Some(true)
+    }
+
+    // --- the end ---
+
+    fn finish(mut self) -> Draft {
+        for cold in std::mem::take(&mut self.cold) {
+            for at in cold.from {
+                self.a.bind_here(at);
+            }
+            if cold.index == u16::MAX {
+                // The budget does not reach: give it back and leave before the first instruction.
+                let n = self.insns.len() as i32;
+                self.a.load(reg::S1, hot!(budget));
+                self.a.lea(true, reg::S1, Address::base(reg::S1, n));
+                self.a.store(reg::S1, hot!(budget));
+                let offset = self.offsets[0] as i64;
+                self.linear_of(reg::S0, offset);
+                self.a.store(reg::S0, state!(rip));
+                let out = if cold.saved { self.context.glue.leave_saved } else { self.context.glue.leave_here };
+                self.jump_out(out);
+                continue;
+            }
+            if cold.saved {
+                restore_flags(&mut self.a);
+            }
+            self.a.mov_imm(reg::S1, self.context.first_site + cold.site as u32);
+            self.jump_out(self.context.glue.slow);
+        }
+        for n in 0..2 {
+            self.draft.stale[n] = self.a.at() as u32;
+            let offset = self.offsets[0] as i64;
+            self.linear_of(reg::S0, offset);
+            self.a.store(reg::S0, state!(rip));
+            self.jump_out([self.context.glue.leave_here, self.context.glue.leave_saved][n]);
+        }
+        self.draft.code = self.a.code;
+        self.draft
+    }
+}
+
+/// Jcc condition codes by iced's `ConditionCode`: none, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g.
+const CONDITIONS: [u8; 17] = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// Whether vector instructions may run natively can differ behind it.
+fn changes_variant(insn: &Insn) -> bool {
+    use iced_x86::Mnemonic as M;
+    matches!(
+        insn.iced.mnemonic(),
+        M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64
+    )
+}

@@ -1,0 +1,248 @@
+//! Host code that every fragment shares: the way in, the ways out, the call of a helper, the lookup of a
+//! branch target. Generated once.
+
+use super::asm::{Address, Asm, cc, reg};
+use super::hot::{TARGETS, hot};
+use crate::state::State;
+
+/// Guest registers that live in host registers: (guest, host).
+pub const MAP: [(u8, u8); 13] = [
+    (0, 0),
+    (1, 1),
+    (2, 2),
+    (3, 3),
+    (4, reg::GUEST_RSP),
+    (5, 5),
+    (6, 6),
+    (7, 7),
+    (8, 8),
+    (9, 9),
+    (10, 10),
+    (11, 11),
+    (12, 12),
+];
+
+/// The host register of a guest register; `None` for those that stay in the state (R13 to R15).
+#[must_use]
+pub fn host(guest: u8) -> Option<u8> {
+    match guest {
+        4 => Some(reg::GUEST_RSP),
+        0..=12 => Some(guest),
+        _ => None,
+    }
+}
+
+/// Offset of a field of the flat state.
+macro_rules! state {
+    ($field:ident) => {
+        std::mem::offset_of!(crate::state::State, $field) as i32
+    };
+}
+pub(crate) use state;
+
+/// Offset of a guest register in the flat state.
+#[must_use]
+pub fn gpr(guest: u8) -> i32 {
+    i32::from(guest) * 8
+}
+
+/// Why translated code was left; what `enter` returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Leave {
+    /// `rip` stands; flags were in the host.
+    Here = 0,
+    /// A direct branch without a link: its number is in `hot.target`; flags were in the host.
+    Link = 1,
+    /// `rip` stands; flags are in `hot.saved_flags`.
+    Saved = 2,
+    /// A helper said so: the state is complete.
+    Helper = 3,
+}
+
+impl Leave {
+    /// From what `enter` returned.
+    #[must_use]
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            0 => Self::Here,
+            1 => Self::Link,
+            2 => Self::Saved,
+            _ => Self::Helper,
+        }
+    }
+}
+
+/// Entry points of the shared code, as offsets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Glue {
+    /// `extern "C" fn(*mut State) -> u32`: loads the guest and goes to `hot.resume`.
+    pub enter: usize,
+    /// Target in S0, flags in the host.
+    pub lookup: usize,
+    /// S1 = site: calls the helper.
+    pub slow: usize,
+    /// Leaves with `Leave::Here`.
+    pub leave_here: usize,
+    /// S1 = link: leaves with `Leave::Link`.
+    pub leave_link: usize,
+    /// Leaves with `Leave::Saved`.
+    pub leave_saved: usize,
+}
+
+/// Flags of the host to `hot.saved_flags`; no register changes.
+pub fn save_flags(a: &mut Asm) {
+    a.store(reg::RAX, hot!(saved_rax));
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    a.store(reg::RAX, hot!(saved_flags));
+    a.load(reg::RAX, hot!(saved_rax));
+}
+
+/// The reverse of [`save_flags`].
+pub fn restore_flags(a: &mut Asm) {
+    a.store(reg::RAX, hot!(saved_rax));
+    a.load(reg::RAX, hot!(saved_flags));
+    a.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127 (makes OF); sahf
+    a.load(reg::RAX, hot!(saved_rax));
+}
+
+fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8) {
+    let opcode = 0x10 | u8::from(store);
+    if avx {
+        a.bytes(&[0xc5, if n < 8 { 0xfc } else { 0x7c }, opcode]);
+    } else {
+        if n >= 8 {
+            a.bytes(&[0x44]);
+        }
+        a.bytes(&[0x0f, opcode]);
+    }
+    a.modrm(n, Address::base(reg::RSP, state!(ymm) + i32::from(n) * 32));
+}
+
+/// LDMXCSR (`store`: STMXCSR) of the state's MXCSR.
+fn mxcsr(a: &mut Asm, store: bool) {
+    a.bytes(&[0x0f, 0xae]);
+    a.modrm(if store { 3 } else { 2 }, Address::base(reg::RSP, state!(mxcsr)));
+}
+
+fn spill(a: &mut Asm, avx: bool) {
+    for (guest, host) in MAP {
+        a.store(host, gpr(guest));
+    }
+    a.bytes(&[0x9c, 0x58]); // pushfq; pop rax
+    a.store(reg::RAX, hot!(host_flags));
+    mxcsr(a, true);
+    for n in 0..16 {
+        vector_move(a, avx, true, n);
+    }
+}
+
+fn fill(a: &mut Asm, avx: bool) {
+    for n in 0..16 {
+        vector_move(a, avx, false, n);
+    }
+    mxcsr(a, false);
+    a.load(reg::RAX, state!(rflags));
+    a.bytes(&[0x25]); // and eax, status flags
+    a.bytes(&0x8d5u32.to_le_bytes());
+    a.bytes(&[0x83, 0xc8, 0x02, 0x50, 0x9d]); // or eax, 2; push rax; popfq
+    for (guest, host) in MAP {
+        a.load(host, gpr(guest));
+    }
+}
+
+/// Generates the shared code; `helper` is `extern "C" fn(*mut Cpu, u32) -> u32`: 0 goes on at `hot.resume`.
+pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
+    let mut g = Glue { enter: a.at(), ..Glue::default() };
+    a.bytes(&[0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57]); // push rbx, rbp, r12 to r15
+    a.op_mem(true, 0x89, reg::RSP, Address::base(reg::RDI, hot!(host_rsp)));
+    a.mov(reg::RSP, reg::RDI);
+    let filled = a.at();
+    fill(a, avx);
+    a.jmp_mem(Address::base(reg::RSP, hot!(resume)));
+
+    g.slow = a.at();
+    spill(a, avx);
+    default_mxcsr(a);
+    a.load(reg::RDI, hot!(cpu));
+    a.op_reg(false, 0x89, reg::S1, reg::RSI);
+    if avx {
+        a.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    }
+    a.bytes(&[0x48, 0xb8]);
+    a.bytes(&helper.to_le_bytes());
+    a.bytes(&[0xff, 0xd0, 0x85, 0xc0]); // call rax; test eax, eax
+    let leave = a.jcc_later(cc::NE);
+    let back = a.jmp_later();
+    a.bind(back, filled);
+
+    g.leave_here = a.at();
+    spill(a, avx);
+    a.mov_imm(reg::RAX, Leave::Here as u32);
+    let here = a.jmp_later();
+
+    g.leave_link = a.at();
+    a.store(reg::S1, hot!(target));
+    spill(a, avx);
+    a.mov_imm(reg::RAX, Leave::Link as u32);
+    let link = a.jmp_later();
+
+    g.leave_saved = a.at();
+    spill(a, avx);
+    a.mov_imm(reg::RAX, Leave::Saved as u32);
+
+    a.bind_here(here);
+    a.bind_here(link);
+    default_mxcsr(a);
+    a.bind_here(leave);
+    if avx {
+        a.bytes(&[0xc5, 0xf8, 0x77]);
+    }
+    a.load(reg::RSP, hot!(host_rsp));
+    a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
+
+    // The target, tagged with the epoch, is compared with the table's tag.
+    g.lookup = a.at();
+    save_flags(a);
+    let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };
+    a.mov(reg::S1, reg::S0);
+    shift_right(a, reg::S1, 10);
+    a.op_reg(true, 0x31, reg::S0, reg::S1); // xor s1, s0
+    and_imm(a, reg::S1, TARGETS as u32 - 1);
+    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch))); // xor s0, [epoch]
+    a.op_mem(true, 0x3b, reg::S0, entry(hot!(tags))); // cmp s0, [tag]
+    let miss = a.jcc_later(cc::NE);
+    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch)));
+    a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
+    a.bytes(&(-4096i32).to_le_bytes());
+    a.store(reg::S0, hot!(rip_page));
+    a.jmp_mem(entry(hot!(code)));
+    a.bind_here(miss);
+    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch)));
+    a.store(reg::S0, state!(rip));
+    let out = a.jmp_later();
+    a.bind(out, g.leave_saved);
+    g
+}
+
+/// The MXCSR that Rust code expects, from a constant behind the code that loads it.
+fn default_mxcsr(a: &mut Asm) {
+    // push 1F80H; ldmxcsr [rsp]; pop is not needed: lea rsp, [rsp + 8]
+    a.bytes(&[0x68]);
+    a.bytes(&0x1f80u32.to_le_bytes());
+    a.bytes(&[0x0f, 0xae, 0x14, 0x24, 0x48, 0x8d, 0x64, 0x24, 0x08]);
+}
+
+/// SHR reg, n.
+pub fn shift_right(a: &mut Asm, reg: u8, n: u8) {
+    a.op_reg(true, 0xc1, 5, reg);
+    a.bytes(&[n]);
+}
+
+/// AND reg32, imm32.
+pub fn and_imm(a: &mut Asm, reg: u8, value: u32) {
+    a.op_reg(false, 0x81, 4, reg);
+    a.bytes(&value.to_le_bytes());
+}
+
+const _: () = assert!(size_of::<State>() < 1 << 16);

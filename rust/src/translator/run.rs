@@ -1,0 +1,182 @@
+//! In and out of translated code, and the helper that it calls.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::cache::Translator;
+use super::glue::Leave;
+use super::hot::{Hot, TARGETS};
+use crate::cpu::Cpu;
+use crate::decode::{Block, Insn};
+use crate::state::{State, cr, flag};
+use crate::stop::{Exec, Stop};
+
+/// Times that a block is interpreted before it is translated.
+pub const WARM: u16 = 8;
+
+/// How a helper ended the run of translated code.
+#[derive(Default)]
+pub struct Outcome {
+    stop: Option<(Stop, *const Insn)>,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+// SAFETY: the pointer leads into a fragment of the same processor.
+unsafe impl Send for Outcome {}
+
+/// Address of the helper.
+pub fn helper_address() -> u64 {
+    help as *const () as u64
+}
+
+extern "C" fn help(cpu: *mut Cpu, site: u32) -> u32 {
+    // SAFETY: `hot.cpu` is set at each entry, and the processor is used by nobody else meanwhile.
+    let cpu = unsafe { &mut *cpu };
+    match catch_unwind(AssertUnwindSafe(|| cpu.helped(site))) {
+        Ok(true) => 0,
+        Ok(false) => Leave::Helper as u32,
+        Err(panic) => {
+            cpu.outcome.panic = Some(panic);
+            Leave::Helper as u32
+        }
+    }
+}
+
+impl Cpu {
+    /// Switches the translator on.
+    ///
+    /// # Errors
+    /// When the host refuses executable memory: the interpreter goes on alone.
+    pub fn use_translator(&mut self) -> Result<(), crate::interpreter::vector::code_memory::CodeMemoryError> {
+        self.translator = Some(Box::new(Translator::new(helper_address())?));
+        self.state.hot().tags = [!0; TARGETS];
+        Ok(())
+    }
+
+    /// Vector instructions that may run natively now: bit 0 SSE, bit 1 AVX. Not while an exception of theirs
+    /// is unmasked, or something is to be raised first.
+    #[inline]
+    fn vector_bits(&self) -> u8 {
+        let s = &*self.state;
+        let sse = s.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && s.cr4 & cr::CR4_OSFXSR != 0 && s.mxcsr & 0x1f80 == 0x1f80;
+        let avx = sse && s.cr4 & cr::CR4_OSXSAVE != 0 && s.xcr0 & 6 == 6;
+        u8::from(sse) | u8::from(avx) << 1
+    }
+
+    /// Runs translated code from `block`, which is fresh, lies in one page and fits the budget. `None`: it
+    /// could not be translated.
+    pub(crate) fn run_translated(&mut self, block: &Block, linear: u64) -> Option<Exec> {
+        self.drop_written_code();
+        let variant = self.vector_bits();
+        let hot: *mut Hot = self.state.hot();
+        let epoch = u64::from(self.code_epoch(|cpu| cpu.state.hot().tags = [!0; TARGETS])) << 48;
+        let translator = self.translator.as_mut()?;
+        let number = match translator.find(block.host_pa, variant) {
+            Some(number) => number,
+            // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
+            None => translator.make(block, variant, unsafe { &mut *hot })?,
+        };
+        translator.statistics.entries += 1;
+        let fragment = &translator.fragments[number as usize];
+        let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
+        let enter = translator.shared(translator.glue.enter);
+        let budget = self.budget() as i64;
+        let (tlb, cpu) = (self.data_array(), &raw mut *self);
+        let hot = self.state.hot();
+        (hot.budget, hot.rip_page, hot.tlb) = (budget, linear & !0xfff, tlb);
+        (hot.epoch, hot.resume, hot.cpu) = (epoch, entry, cpu);
+        let at = (linear ^ linear >> 10) as usize & (TARGETS - 1);
+        (hot.tags[at], hot.code[at]) = (linear ^ epoch, entry_saved);
+        // SAFETY: the shared code follows this ABI; it and the fragments stay where they are until `make`.
+        let leave = unsafe {
+            let enter: extern "C" fn(*mut State) -> u32 = std::mem::transmute(enter);
+            enter(self.state.address())
+        };
+        Some(self.left(Leave::from_code(leave), variant))
+    }
+
+    fn left(&mut self, leave: Leave, variant: u8) -> Exec {
+        let stop_at = self.stop_at;
+        let hot = self.state.hot();
+        let (budget, host, saved, target) = (hot.budget, hot.host_flags, hot.saved_flags, hot.target);
+        if leave == Leave::Helper {
+            if let Some(panic) = self.outcome.panic.take() {
+                resume_unwind(panic);
+            }
+            self.boundary = self.events_flagged();
+            return match self.outcome.stop.take() {
+                None => Ok(()),
+                // SAFETY: the fragment lives until the next `make`.
+                Some((stop, insn)) => self.stopped(stop, Some(unsafe { &*insn })),
+            };
+        }
+        let flags = if leave == Leave::Saved { saved >> 8 & 0xd5 | (saved & 1) << 11 } else { host };
+        self.state.rflags = self.state.rflags & !flag::STATUS | flags & flag::STATUS;
+        self.state.retired = stop_at.wrapping_sub(budget as u64);
+        if leave == Leave::Link
+            && let Some(translator) = &mut self.translator
+            && let Some(&link) = translator.links.get(target as usize)
+            && link.variant == variant
+            && let Some(to) = translator.find(link.target, variant)
+        {
+            translator.link(link, to);
+        }
+        Ok(())
+    }
+
+    /// Fragments whose code was written lead out.
+    #[inline]
+    fn drop_written_code(&mut self) {
+        if let Some(translator) = &mut self.translator
+            && self.memory.code_log().position() != translator.seen
+        {
+            let hot: *mut Hot = self.state.hot();
+            match self.memory.code_log().since(&mut translator.seen) {
+                Some(pages) => pages.into_iter().for_each(|page| translator.page_written(page)),
+                // SAFETY: as in `run_translated`.
+                None => translator.clear(unsafe { &mut *hot }),
+            }
+        }
+    }
+
+    /// Executes one instruction of a fragment by its handler. True: the fragment goes on at `hot.resume`.
+    fn helped(&mut self, site: u32) -> bool {
+        let Some(translator) = &mut self.translator else { return false };
+        translator.statistics.helped += 1;
+        let seen = translator.seen;
+        let site = translator.sites[site as usize];
+        let insns = &translator.fragments[site.fragment as usize].insns;
+        let index = usize::from(site.index);
+        let rest = (insns.len() - index - 1) as u64;
+        let insn: *const Insn = &raw const insns[index];
+        let stop_at = self.stop_at;
+        let hot = self.state.hot();
+        let rip = hot.rip_page.wrapping_add(u64::from(site.offset));
+        let (budget, host) = (hot.budget as u64, hot.host_flags);
+        // SAFETY: fragments are dropped in `make` and `drop_written_code` only, which no handler calls.
+        let insn = unsafe { &*insn };
+        self.state.rip = rip;
+        self.next_rip = rip.wrapping_add(u64::from(insn.len));
+        self.state.rflags = self.state.rflags & !flag::STATUS | host & flag::STATUS;
+        self.state.retired = stop_at.wrapping_sub(budget.wrapping_add(rest + 1));
+        match (insn.run)(self, insn) {
+            Ok(()) => {
+                self.state.rip = self.next_rip;
+                self.state.retired += 1;
+                let left = stop_at.wrapping_sub(self.state.retired) as i64;
+                let goes_on = !site.resume.is_null()
+                    && left >= rest as i64
+                    && self.state.pending_debug == 0
+                    && self.memory.code_log().position() == seen;
+                let hot = self.state.hot();
+                hot.budget = left - if goes_on { rest as i64 } else { 0 };
+                hot.resume = site.resume;
+                goes_on
+            }
+            Err(stop) => {
+                self.outcome.stop = Some((stop, insn));
+                false
+            }
+        }
+    }
+}
