@@ -303,7 +303,7 @@ fn a_store_that_faults_leaves_the_stack() {
     for store in [&[0xdd, 0x1b][..], &[0xdb, 0x3b], &[0xdf, 0x33], &[0xdd, 0x33], &[0xd9, 0x33]] {
         let fault = e.exec(store, Bits::B64);
         assert_eq!(fault, Result::Fault { vector: 14, error: 6, address: UNMAPPED });
-        assert_eq!(*e.cpu.state, *before, "{store:02x?}");
+        assert_eq!(*e.cpu.state, before, "{store:02x?}");
     }
 }
 
@@ -320,7 +320,7 @@ fn mmx_makes_all_tags_valid_and_undoes_it_on_a_fault() {
     e.cpu.state.gpr[3] = UNMAPPED;
     assert!(matches!(e.exec(&[0x0f, 0x7f, 0x1b], Bits::B64), Result::Fault { vector: 14, .. }));
     e.cpu.state.gpr[3] = DATA;
-    assert_eq!(*e.cpu.state, *before);
+    assert_eq!(*e.cpu.state, before);
     // movq [rbx], mm3: MM3 is register 3, ST0 with TOP = 3.
     assert_eq!(e.exec(&[0x0f, 0x7f, 0x1b], Bits::B64), Result::Done);
     assert_eq!(word(&e.bytes(DATA, 8), 0), before.st[0][0]);
@@ -328,7 +328,7 @@ fn mmx_makes_all_tags_valid_and_undoes_it_on_a_fault() {
     assert_eq!(e.cpu.state.st[3], before.st[0]);
     // CVTPI2PS from memory: MMX state too; CVTPI2PD from memory: not.
     for (bytes, mmx) in [(&[0x0f, 0x2a, 0x03][..], true), (&[0x66, 0x0f, 0x2a, 0x03], false)] {
-        *e.cpu.state = *before.clone();
+        *e.cpu.state = before.clone();
         e.cpu.state.gpr[3] = DATA;
         assert_eq!(e.exec(bytes, Bits::B64), Result::Done);
         assert_eq!(e.cpu.state.ftw == 0, mmx);
@@ -350,7 +350,7 @@ fn maskmovq_faults_by_byte_and_leaves_the_x87_state() {
     let before = e.cpu.state.clone();
     let fault = e.exec(&[0x0f, 0xf7, 0xc1], Bits::B64);
     assert_eq!(fault, Result::Fault { vector: 14, error: 6, address: UNMAPPED });
-    assert_eq!(*e.cpu.state, *before);
+    assert_eq!(*e.cpu.state, before);
 }
 
 // --- masked moves and gathers ---
@@ -375,7 +375,7 @@ fn vmaskmov_touches_selected_elements_only() {
     let before = e.cpu.state.clone();
     let fault = e.exec(&[0xc4, 0xe2, 0x6d, 0x2c, 0x0b], Bits::B64);
     assert_eq!(fault, Result::Fault { vector: 14, error: 4, address: UNMAPPED });
-    assert_eq!(*e.cpu.state, *before);
+    assert_eq!(*e.cpu.state, before);
     // A store that faults in its last element writes none.
     let fault = e.exec(&[0xc4, 0xe2, 0x6d, 0x2e, 0x0b], Bits::B64); // vmaskmovps [rbx], ymm2, ymm1
     assert_eq!(fault, Result::Fault { vector: 14, error: 6, address: UNMAPPED });
@@ -470,7 +470,7 @@ fn fxsave_and_fxrstor() {
         assert!(m[416..].iter().all(|&b| b == 0xcc));
 
         let other = engine(&mut rng).cpu.state.clone();
-        e.cpu.state = other;
+        *e.cpu.state = other;
         e.cpu.state.gpr[3] = DATA;
         assert_eq!(e.exec(&[rex, 0x0f, 0xae, 0x0b], Bits::B64), Result::Done);
         let r = &e.cpu.state;
@@ -493,7 +493,7 @@ fn fxsave_and_fxrstor() {
     e.cpu.memory.write(DATA + 24, 0x1_0000u32);
     let before = e.cpu.state.clone();
     assert_eq!(e.exec(&[0x0f, 0xae, 0x0b], Bits::B64), GP);
-    assert_eq!(*e.cpu.state, *before);
+    assert_eq!(*e.cpu.state, before);
 }
 
 /// FXRSTOR of anything: what the control, status and tag words become.

@@ -242,7 +242,7 @@ fn every_exit_leaves_a_state_that_can_be_entered() {
             let read = |pa: u64| memory.read::<u64>(pa);
             let broken = check_entry(&View::new(&vmcs, &m.cpu.model, &read));
             let trouble = |what: &str| {
-                panic!("{what} in case {case} step {step}: {code:02x?} {outcome:?} {broken:?}\n{:x?}", m.cpu.state)
+                panic!("{what} in case {case} step {step}: {code:02x?} {outcome:?} {broken:?}\n{:x?}", *m.cpu.state)
             };
             match outcome {
                 Outcome::Exit(number) => {

@@ -145,7 +145,7 @@ def _silicon() -> Finding:
     except ImportError as e:
         return Finding("silicon", BAD, f"not built ({e}); run `make`", True)
     return Finding(
-        "silicon", GOOD, "engines: translator (64-bit code as host code), interpreter for the rest"
+        "silicon", GOOD, "engines: translator for 64-bit code, interpreter for the rest"
     )
 
 
