@@ -1,0 +1,55 @@
+"""Debian's cloud kernel as L1 to its init, twice under virtual time; needs the image cache or a mirror."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.boots.machine import boot, kept
+from turtles.guests.images import RECIPES, ImageSet, obtain
+from turtles.guests.packages import NoMirror
+from turtles.l0.outcome import Ending
+from turtles.tools.demo import tower_options
+from turtles.tools.lockstep import NoEngine, lockstep, sides_for
+
+COMPLAINTS = (
+    "unchecked MSR",
+    "WARNING",
+    "Call Trace",
+    "unstable",
+    "calibration failed",
+    "stall",
+    "soft lockup",
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    try:
+        return obtain(RECIPES["tower"], lambda what, share: None)
+    except NoMirror as e:
+        pytest.skip(f"no packages: {e}")
+
+
+def test_l1_boots_to_init_and_virtual_time_repeats(images: ImageSet) -> None:
+    options = tower_options(images, "boot", "virtual", None)
+    first, second = boot(options, "virtual"), boot(options, "virtual")
+    with kept("debian-l1", first, second):
+        assert first.outcome.ending is Ending.POWER_OFF, first.outcome
+        assert any(line.startswith("L1: Linux") for line in first.lines)
+        assert [line for line in first.lines if any(word in line for word in COMPLAINTS)] == []
+        assert first.serial == second.serial
+        assert first.exits == second.exits
+        assert (first.retired, first.digest) == (second.retired, second.digest)
+
+
+@pytest.mark.parametrize("variant", ["cuts", "engines"])
+def test_the_beginning_of_a_boot_in_lockstep(images: ImageSet, variant: str) -> None:
+    options = replace(tower_options(images, "boot", "virtual", None), memory=256 << 20)
+    try:
+        result = lockstep(options, sides_for(variant, seed=1), until=300_000_000)
+    except NoEngine as e:
+        pytest.skip(e.format_message())
+    assert result.difference is None, "\n".join(result.difference.lines())
+    assert result.comparisons >= 300
