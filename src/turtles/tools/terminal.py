@@ -66,7 +66,7 @@ class RawMode:
         raw[0] &= ~(
             termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON | termios.INLCR
         )
-        # Output processing stays on: our own messages end lines with a newline only.
+        raw[1] &= ~termios.OPOST  # the guest's own driver sends carriage returns
         raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
         raw[6][termios.VMIN] = 1
