@@ -181,11 +181,8 @@ def test_garbage_is_reported_never_a_crash(tmp_path: Path) -> None:
         timer.start()
         result = rig.run()
         timer.cancel()
-        assert "failed" not in result.outcome.message, result.outcome
-        assert result.outcome.ending in (
-            Ending.TIMEOUT,
-            Ending.TRIPLE_FAULT,
-            Ending.DEBUG_EXIT,
-            Ending.RESET,
-            Ending.POWER_OFF,
-        ), result.outcome
+        outcome = result.outcome
+        # Reported with level, RIP and reason; never a defect of L0 or of a device.
+        assert "failed" not in outcome.message and "internal" not in outcome.message, outcome
+        if outcome.ending in (Ending.ERROR, Ending.TRIPLE_FAULT):
+            assert "L1 at RIP" in outcome.message, outcome
