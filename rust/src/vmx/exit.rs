@@ -31,7 +31,7 @@ impl Cpu {
         self.save_guest_state();
         self.vt.saved(&self.vmcs);
         let reason = self.exit.reason;
-        self.vt.add_exit(self.state.retired, reason, self.state.rip);
+        self.vt.add_exit(self.state.retired, self.vmcs.host_pa, reason, self.state.rip);
         if self.store_msrs().is_err() {
             let abort = u64::from(ABORT_SAVING_MSRS) << 32;
             self.vmcs.set(header::REVISION, self.vmcs.get(header::REVISION) & 0xffff_ffff | abort);

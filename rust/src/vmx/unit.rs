@@ -76,9 +76,9 @@ impl Unit {
         }
     }
 
-    /// Adds an exit to the digest.
-    pub fn add_exit(&mut self, retired: u64, reason: u32, rip: u64) {
-        for word in [retired, u64::from(reason), rip] {
+    /// Adds an exit to the digest; the VMCS stands for the level, for L0 has one for each.
+    pub fn add_exit(&mut self, retired: u64, vmcs: u64, reason: u32, rip: u64) {
+        for word in [retired, vmcs, u64::from(reason), rip] {
             self.digest = (self.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         }
     }

@@ -46,6 +46,11 @@ class Finished:
     result: Result
     rows: list[Row]
 
+    @property
+    def digest(self) -> str:
+        """Of every exit's retired count, level, reason and RIP; runs under virtual time repeat it."""
+        return f"{self.rig.core.digest():016x}"
+
 
 def header(rig: Rig) -> str:
     """One line: engine, what the processor offers, memory, guest."""
@@ -149,7 +154,7 @@ def write_statistics(finished: Finished, path: str) -> None:
         "clock": rig.options.clock,
         "engine": rig.core.engine,
         "translation": rig.core.translation,
-        "digest": f"{rig.core.digest():016x}",
+        "digest": finished.digest,
     }
     figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)
     with open_output(path, "--stats") as file:
@@ -190,6 +195,8 @@ def run_guest(options: RunOptions) -> int:
         )
         if options.stats is not None:
             write_statistics(finished, options.stats)
+    if options.clock == "virtual":
+        click.echo(f"turtles: digest of all exits {finished.digest}", err=True)
     outcome = finished.result.outcome
     if line := ending_line(outcome):
         click.echo(line, err=True)
