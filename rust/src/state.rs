@@ -143,9 +143,10 @@ pub struct State {
     /// (tracked page-table page). 0 = forget the replay (the exit was reflected, or RIP was moved).
     pub assist_done: u64,
     pub assist_result: u64,
-    /// Results of the accesses of one instruction that are already done, in order.
+    /// Results of the accesses of one instruction that are already done, in order. XSAVE of everything to
+    /// device memory makes the most of them.
     pub replay_count: u64,
-    pub replay: [u64; 8],
+    pub replay: [u64; 512],
 }
 
 impl State {

@@ -99,7 +99,7 @@ COUNTS: Final[dict[str, int]] = {
     "MTRR_VAR": 16,
     "YMM": 64,
     "ST": 16,
-    "REPLAY": 8,
+    "REPLAY": 512,
 }
 
 # Offsets in a segment register's four slots, and the registers' numbers (slot = SEG + 4 * number).

@@ -87,6 +87,15 @@ def ending_line(outcome: Outcome) -> str | None:
     return f"turtles: {' '.join(text.split())}"
 
 
+def keyboard_source() -> int | None:
+    """Where console input comes from: none where a background job would be stopped for reading it."""
+    try:
+        source = sys.stdin.fileno()
+        return source if not os.isatty(source) or is_foreground_terminal(source) else None
+    except (OSError, ValueError, AttributeError):  # closed, or replaced by something without a descriptor
+        return None
+
+
 def drive(
     options: RunOptions,
     console: Callable[[bytes], None],
@@ -125,16 +134,13 @@ def drive(
     with contextlib.ExitStack() as stack:
         stack.callback(wakeup.close)
         stack.enter_context(stop_signals(on_signal))
-        source: int | None = None
-        if keyboard:
-            source = sys.stdin.fileno()
-            if os.isatty(source):
-                if is_foreground_terminal(source):
-                    click.echo(HELP, err=True)
-                    stack.enter_context(RawMode(source))
-                else:
-                    source = None
+        source = keyboard_source() if keyboard else None
+        interactive = source is not None and os.isatty(source)
+        if interactive:
+            click.echo(HELP, err=True)
         started(rig)
+        if interactive and source is not None:
+            stack.enter_context(RawMode(source))
         thread = rig.start(done)
         by_key = Outcome(Ending.STOPPED, message="ended by Ctrl-A x")
         serve_input(finished, wakeup, source, rig.type, lambda: end(by_key), seconds_left)
