@@ -170,6 +170,32 @@ def test_virtual_time_repeats(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+# CR4.OSFXSR and OSXSAVE, XCR0 = x87, SSE, AVX; all requested components.
+VECTOR_STATE = bytes.fromhex("0f20e00d000604000f22e031c931d2b8070000000f01d1b8ffffffffbaffffffff")
+
+
+@pytest.mark.parametrize(
+    "code",
+    {
+        "fnsave": "dd35 000000e8",
+        "frstor": "dd25 000000e8",
+        "fxsave": "0fae05 000000e8",
+        "xsave": "0fae25 000000e8",
+        "enter with 31 levels": "bc000100e8 bd000000e8 c810001f",
+        "pushad": "bc000100e8 60",
+        "popad": "bc000100e8 61",
+        "cmpxchg8b": "0fc70d 000000e8",
+        "vmovdqu": "c5fe7f05 000000e8",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_instructions_with_many_accesses_to_no_memory(tmp_path: Path, code: tuple[str, str]) -> None:
+    path = kernel(tmp_path, VECTOR_STATE + bytes.fromhex(code[1]) + POWER_OFF_WITH_5)
+    rig = Rig(RunOptions(path, memory=32 << 20, debug_exit=DebugExit(0xF4)), lambda data: None)
+    outcome = rig.run().outcome
+    assert (outcome.ending, outcome.code) == (Ending.DEBUG_EXIT, 5), outcome
+
+
 def test_garbage_is_reported_never_a_crash(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)

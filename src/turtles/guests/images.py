@@ -132,10 +132,11 @@ def obtain(recipe: Recipe, report: Report, renew: bool = False) -> ImageSet:
 
 
 def _build(recipe: Recipe, target: Path, root: Path, report: Report) -> None:
-    if mke2fs() is None:
-        raise GuestError("mke2fs is missing; install the package e2fsprogs")
     store = PackageStore(root / "apt")
     store.update(report)
+    # Asked after the mirrors: where there are none, that is what to say, and what runs without is run.
+    if mke2fs() is None:
+        raise GuestError("mke2fs is missing; install the package e2fsprogs")
     packages = store.resolve(recipe.packages)
     files = store.fetch(recipe.packages, packages, report)
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=target) as name:
