@@ -165,8 +165,10 @@ def test_virtual_time_repeats(tmp_path: Path) -> None:
     digests = set()
     for i in range(2):
         stats = tmp_path / f"{i}.json"
-        run(path, "--clock", "virtual", "--stats", str(stats))
-        digests.add(json.loads(stats.read_text())["run"]["digest"])
+        result = run(path, "--clock", "virtual", "--stats", str(stats))
+        digest = json.loads(stats.read_text())["run"]["digest"]
+        assert f"digest of all exits {digest}" in result.stderr
+        digests.add(digest)
     assert len(digests) == 1
 
 
