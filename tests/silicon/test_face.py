@@ -20,7 +20,6 @@ from turtles.silicon import (
     Memory,
     Model,
     Rule,
-    SiliconError,
     Vmcs,
     _silicon,
     encodings,
