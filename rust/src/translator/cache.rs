@@ -2,6 +2,7 @@
 //! under them changes or the cache is full.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Instant;
 
 use iced_x86::InstructionInfoFactory;
@@ -9,7 +10,7 @@ use iced_x86::InstructionInfoFactory;
 use super::asm::Asm;
 use super::fragment::{self, Context};
 use super::glue::{self, Glue};
-use super::hot::{Hot, TARGETS};
+use super::hot::Hot;
 use crate::decode::{Block, Insn};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 
@@ -94,8 +95,8 @@ pub struct Translator {
     pub glue: Glue,
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
-    by_key: HashMap<u64, u32>,
-    by_page: HashMap<u64, Vec<u32>>,
+    by_key: HashMap<u64, u32, Spread>,
+    by_page: HashMap<u64, Vec<u32>, Spread>,
     /// Helper calls, by number.
     pub sites: Vec<Site>,
     /// Direct branches, by number.
@@ -106,12 +107,34 @@ pub struct Translator {
     pub exact_flags: bool,
     /// What it has done.
     pub statistics: Statistics,
+    /// Variant of the fragments that run.
+    pub variant: u8,
     /// Position in the memory's log of written code.
     pub seen: u64,
 }
 
 // SAFETY: the pointers lead into code memory that this value owns.
 unsafe impl Send for Translator {}
+
+/// Hashing of addresses, which nobody chooses to collide: a guest can only slow itself down.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+type Spread = BuildHasherDefault<AddressHasher>;
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
+    }
+
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
 
 fn key(host_pa: u64, variant: u8) -> u64 {
     host_pa << 2 | u64::from(variant & 3)
@@ -132,14 +155,15 @@ impl Translator {
             glue_base,
             glue,
             fragments: Vec::new(),
-            by_key: HashMap::new(),
-            by_page: HashMap::new(),
+            by_key: HashMap::default(),
+            by_page: HashMap::default(),
             sites: Vec::new(),
             links: Vec::new(),
             infos: InstructionInfoFactory::new(),
             limit: DEFAULT_BYTES,
             exact_flags: false,
             statistics: Statistics::default(),
+            variant: 0,
             seen: 0,
         })
     }
@@ -177,7 +201,7 @@ impl Translator {
         let helper = super::run::helper_address();
         self.glue = glue::generate(&mut asm, is_x86_feature_detected!("avx"), helper);
         self.glue_base = self.code.append(&asm.code).unwrap_or(std::ptr::null());
-        hot.tags = [!0; TARGETS];
+        hot.forget_targets();
         self.statistics.evictions += 1;
     }
 

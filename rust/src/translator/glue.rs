@@ -208,6 +208,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.mov(reg::S1, reg::S0);
     shift_right(a, reg::S1, 10);
     a.op_reg(true, 0x31, reg::S0, reg::S1); // xor s1, s0
+    a.op_mem(true, 0x33, reg::S1, Address::base(reg::RSP, hot!(salt)));
     and_imm(a, reg::S1, TARGETS as u32 - 1);
     a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch))); // xor s0, [epoch]
     a.op_mem(true, 0x3b, reg::S0, entry(hot!(tags))); // cmp s0, [tag]

@@ -5,7 +5,7 @@ use crate::mmu::TlbEntry;
 use crate::state_block::HOT_OFFSET;
 
 /// Entries of the table of branch targets.
-pub const TARGETS: usize = 8192;
+pub const TARGETS: usize = 16384;
 
 /// See the module.
 #[repr(C, align(64))]
@@ -19,6 +19,8 @@ pub struct Hot {
     pub tlb: *const TlbEntry,
     /// Number of the present address space and its state, in bits 63:48; see `Context::epoch`.
     pub epoch: u64,
+    /// Spreads the branch targets of different epochs over the table.
+    pub salt: u64,
     /// Scratch of flag saving.
     pub saved_rax: u64,
     /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.
@@ -37,6 +39,37 @@ pub struct Hot {
     pub tags: [u64; TARGETS],
     /// and the code of the fragments, at their entry for saved flags.
     pub code: [*const u8; TARGETS],
+}
+
+impl Hot {
+    /// Branch targets are from now on those of `epoch`.
+    pub fn set_epoch(&mut self, epoch: u16) {
+        self.epoch = u64::from(epoch) << 48;
+        self.salt = u64::from(epoch).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    }
+
+    fn index(&self, linear: u64) -> usize {
+        (linear ^ linear >> 10 ^ self.salt) as usize & (TARGETS - 1)
+    }
+
+    /// Remembers where the code for a branch to `linear` is.
+    pub fn set_target(&mut self, linear: u64, code: *const u8) {
+        let at = self.index(linear);
+        (self.tags[at], self.code[at]) = (linear ^ self.epoch, code);
+    }
+
+    /// The code for a branch to `linear`, entered with saved flags.
+    #[inline]
+    #[must_use]
+    pub fn target_of(&self, linear: u64) -> Option<*const u8> {
+        let at = self.index(linear);
+        (self.tags[at] == linear ^ self.epoch).then_some(self.code[at])
+    }
+
+    /// Forgets all branch targets.
+    pub fn forget_targets(&mut self) {
+        self.tags = [!0; TARGETS];
+    }
 }
 
 /// Offset of a field of [`Hot`] from the flat state.

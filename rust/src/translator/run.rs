@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
 
 use super::cache::Translator;
 use super::glue::Leave;
-use super::hot::{Hot, TARGETS};
-use crate::cpu::Cpu;
+use super::hot::Hot;
+use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn};
 use crate::state::{State, cr, flag};
 use crate::stop::{Exec, Stop};
@@ -49,7 +50,7 @@ impl Cpu {
     /// When the host refuses executable memory: the interpreter goes on alone.
     pub fn use_translator(&mut self) -> Result<(), crate::interpreter::vector::code_memory::CodeMemoryError> {
         self.translator = Some(Box::new(Translator::new(helper_address())?));
-        self.state.hot().tags = [!0; TARGETS];
+        self.state.hot().forget_targets();
         Ok(())
     }
 
@@ -69,13 +70,14 @@ impl Cpu {
         self.drop_written_code();
         let variant = self.vector_bits();
         let hot: *mut Hot = self.state.hot();
-        let epoch = u64::from(self.code_epoch(|cpu| cpu.state.hot().tags = [!0; TARGETS])) << 48;
+        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
         let translator = self.translator.as_mut()?;
         let number = match translator.find(block.host_pa, variant) {
             Some(number) => number,
             // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
             None => translator.make(block, variant, unsafe { &mut *hot })?,
         };
+        translator.variant = variant;
         translator.statistics.entries += 1;
         let fragment = &translator.fragments[number as usize];
         let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
@@ -84,9 +86,9 @@ impl Cpu {
         let (tlb, cpu) = (self.data_array(), &raw mut *self);
         let hot = self.state.hot();
         (hot.budget, hot.rip_page, hot.tlb) = (budget, linear & !0xfff, tlb);
-        (hot.epoch, hot.resume, hot.cpu) = (epoch, entry, cpu);
-        let at = (linear ^ linear >> 10) as usize & (TARGETS - 1);
-        (hot.tags[at], hot.code[at]) = (linear ^ epoch, entry_saved);
+        (hot.resume, hot.cpu) = (entry, cpu);
+        hot.set_epoch(epoch);
+        hot.set_target(linear, entry_saved);
         // SAFETY: the shared code follows this ABI; it and the fragments stay where they are until `make`.
         let leave = unsafe {
             let enter: extern "C" fn(*mut State) -> u32 = std::mem::transmute(enter);
@@ -164,10 +166,11 @@ impl Cpu {
                 self.state.rip = self.next_rip;
                 self.state.retired += 1;
                 let left = stop_at.wrapping_sub(self.state.retired) as i64;
-                let goes_on = !site.resume.is_null()
-                    && left >= rest as i64
-                    && self.state.pending_debug == 0
-                    && self.memory.code_log().position() == seen;
+                if site.resume.is_null() {
+                    return self.goes_elsewhere(seen);
+                }
+                let goes_on =
+                    left >= rest as i64 && self.state.pending_debug == 0 && self.memory.code_log().position() == seen;
                 let hot = self.state.hot();
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };
                 hot.resume = site.resume;
@@ -178,5 +181,31 @@ impl Cpu {
                 false
             }
         }
+    }
+
+    /// After an instruction that may have changed anything: goes on with the fragment at the new RIP, if there is
+    /// one, under the address space and privilege that hold now.
+    fn goes_elsewhere(&mut self, seen: u64) -> bool {
+        let left = self.stop_at.wrapping_sub(self.state.retired) as i64;
+        self.state.hot().budget = left;
+        let Some(translator) = &self.translator else { return false };
+        if left <= 0
+            || self.mode.bits != Bits::B64
+            || self.state.pending_debug != 0
+            || self.vector_bits() != translator.variant
+            || self.memory.code_log().position() != seen
+            || self.doorbell.bits.load(Ordering::Relaxed) != 0
+            || self.events_flagged()
+        {
+            return false;
+        }
+        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
+        let (rip, flags, tlb) = (self.state.rip, self.state.rflags, self.data_array());
+        let hot = self.state.hot();
+        hot.set_epoch(epoch);
+        let Some(code) = hot.target_of(rip) else { return false };
+        (hot.tlb, hot.rip_page, hot.resume) = (tlb, rip & !0xfff, code);
+        hot.saved_flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
+        true
     }
 }
