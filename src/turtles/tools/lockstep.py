@@ -30,6 +30,7 @@ STEPS: Final = (1_000_000, 1000, 1)
 PATIENCE_S: Final = 120.0
 """A machine that lets the other one wait this long hangs."""
 LAST_EXITS: Final = 5
+LAST_INSTRUCTIONS: Final = 70
 FOREVER: Final = 1 << 62
 PAGE: Final = 4096
 CHUNK: Final = 16 << 20
@@ -51,9 +52,12 @@ def make_core(memory: Memory, model: Model, clock: str, engine: str) -> Core:
     if engine not in ENGINES:
         raise NoEngine(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     try:
-        return plain_core(memory, model, clock, cast(Engine, engine))
+        core = plain_core(memory, model, clock, cast(Engine, engine))
     except (ValueError, OSError) as e:
         raise NoEngine(f"the {engine} cannot be had: {e}") from None
+    if core.engine != engine:
+        raise NoEngine(f"this host allows no {engine}: it executes with the {core.engine}")
+    return core
 
 
 def slot_names() -> list[str]:
@@ -109,7 +113,7 @@ class Difference:
     """The window in virtual time."""
     what: list[str]
     executed: list[Executed]
-    """Known only where one instruction was executed at a time."""
+    """Known where one instruction was executed at a time, or the window was searched."""
     exits: list[str]
 
     def lines(self) -> list[str]:
@@ -119,7 +123,7 @@ class Difference:
         text = [f"the machines differ: equal up to {self.before} ns, different {where}"]
         if one:
             text[0] = f"the machines differ after the instruction at {self.before} ns"
-        text += [f"  RIP {e.rip:#x}: {e.text}" for e in self.executed]
+        text += [f"  {e.time} RIP {e.rip:#x}: {e.text}" for e in self.executed]
         text += [f"  {line}" for line in self.what]
         return text + [f"  last exits of {line}" for line in self.exits]
 
@@ -128,6 +132,7 @@ class Difference:
 class Executed:
     """What ran since the last comparison, as far as it can be told: an entry of the core each."""
 
+    time: int
     rip: int
     text: str
 
@@ -177,7 +182,7 @@ class CutCore:
             code, bits = core.code()
             text = f"{code.hex(' ')}  {disassemble(code, rip, bits)}" if code else "unreadable"
         self._last_vmcs = vmcs.host_pa
-        self.executed.append(Executed(rip, text))
+        self.executed.append(Executed(core.now(), rip, text))
 
 
 @dataclass
@@ -235,6 +240,8 @@ class Run:
     """For tests of this tool: called with side, machine and time before each comparison."""
     comparisons: int = 0
     difference: Difference | None = None
+    trace: list[Executed] = field(default_factory=list)
+    """What the first machine executed, where it was stopped after each instruction."""
     ended: Outcome | None = None
     _rigs: list[Rig] = field(default_factory=list)
     _before: int = 0
@@ -274,13 +281,16 @@ class Run:
             now = rig.core.now()
             if now < meets_at:
                 return
-            meets_at = (now // self.step + 1) * self.step
+            meets_at = now + self.step - (now - self.begin) % self.step
             if self.meddle is not None:
                 self.meddle(number, rig, now)
             if not meeting.meet(number, self._stop(rig, serial)) or now >= self.until:
                 meets_at = FOREVER
                 rig.stop(STOPPED)
-            cast(CutCore, rig.core).executed.clear()
+            executed = cast(CutCore, rig.core).executed
+            if number == 0:
+                self.trace += executed
+            executed.clear()
 
         def make(memory: Memory, model: Model, clock: str) -> Core:
             core = make_core(memory, model, clock, side.engine)
@@ -386,10 +396,36 @@ def lockstep(
         closer = Run(options, sides, found.before, finer, found.after + finer, ignored, meddle)
         closer.run()
         if closer.difference is None:
-            say("with smaller steps they do not differ: what is wrong depends on where a run is cut")
+            if finer == STEPS[-1]:
+                say("one instruction at a time they do not differ: looking for the first longer run that does")
+                found = search(options, sides, found, closer.trace, ignored)
             break
         found = closer.difference
     return Result(found, run.comparisons, run._before, run.ended)
+
+
+def search(
+    options: RunOptions,
+    sides: tuple[Side, Side],
+    found: Difference,
+    trace: list[Executed],
+    ignored: tuple[str, ...],
+) -> Difference:
+    """A shortest run from the window's beginning, in one go, after which the machines differ.
+
+    For an engine that executes many instructions at a time, and only so does something else.
+    """
+    low, high = found.before, found.after
+    while high - low > 1:
+        middle = (low + high) // 2
+        run = Run(options, sides, found.before, middle - found.before, middle, ignored)
+        run.run()
+        if run.difference is None:
+            low = middle
+        else:
+            high, found = middle, replace(run.difference, before=found.before)
+    last = [e for e in trace if found.before <= e.time < found.after][-LAST_INSTRUCTIONS:]
+    return replace(found, executed=last)
 
 
 def sides_for(variant: str, seed: int) -> tuple[Side, Side]:
