@@ -1,4 +1,4 @@
-"""Guests of random bytes in every mode: they end in a VM exit, write nothing outside RAM, can be stopped."""
+"""Guests of random bytes in every mode: they end in VM exits, write nothing outside RAM, can be stopped."""
 
 from __future__ import annotations
 

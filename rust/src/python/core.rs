@@ -228,6 +228,14 @@ impl PyCore {
         }
     }
 
+    /// From now on arithmetic flags are exact wherever a run ends, also those that no instruction will read.
+    fn keep_flags(&self) -> PyResult<()> {
+        if let Some(translator) = &mut self.cpu()?.translator {
+            translator.exact_flags = true;
+        }
+        Ok(())
+    }
+
     /// Bytes at RIP as an instruction fetch finds them (none where it faults), and the size of code in bits.
     fn code(&self) -> PyResult<(Vec<u8>, u32)> {
         Ok(code_at_rip(&mut *self.cpu()?))

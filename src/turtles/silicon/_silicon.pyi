@@ -219,6 +219,11 @@ class Core:
         """Sleeps until kicked (true) or `deadline`, without the GIL. Virtual time warps to the deadline."""
     def now(self) -> int:
         """Time in nanoseconds: the TSC before VMCS offset, IA32_TSC and IA32_TSC_ADJUST."""
+    def keep_flags(self) -> None:
+        """From now on arithmetic flags are exact wherever a run ends, also those that nothing will read.
+
+        Before the first `enter`. The translator spares itself the trouble otherwise; the interpreter never.
+        """
     def code(self) -> tuple[bytes, int]:
         """Bytes at RIP as an instruction fetch finds them (none where it faults), and the code's bits."""
     def digest(self) -> int:

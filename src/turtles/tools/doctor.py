@@ -144,9 +144,7 @@ def _silicon() -> Finding:
         importlib.import_module("turtles.silicon._silicon")
     except ImportError as e:
         return Finding("silicon", BAD, f"not built ({e}); run `make`", True)
-    return Finding(
-        "silicon", GOOD, "engines: translator for 64-bit code, interpreter for the rest"
-    )
+    return Finding("silicon", GOOD, "engines: translator for 64-bit code, interpreter for the rest")
 
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (

@@ -57,6 +57,7 @@ def make_core(memory: Memory, model: Model, clock: str, engine: str) -> Core:
         raise NoEngine(f"the {engine} cannot be had: {e}") from None
     if core.engine != engine:
         raise NoEngine(f"this host allows no {engine}: it executes with the {core.engine}")
+    core.keep_flags()
     return core
 
 
@@ -397,7 +398,9 @@ def lockstep(
         closer.run()
         if closer.difference is None:
             if finer == STEPS[-1]:
-                say("one instruction at a time they do not differ: looking for the first longer run that does")
+                say(
+                    "one instruction at a time they do not differ: looking for the first longer run that does"
+                )
                 found = search(options, sides, found, closer.trace, ignored)
             break
         found = closer.difference
