@@ -32,6 +32,7 @@ LONGEST_RUN_S: Final = 1800.0
 INIT_LINE: Final = b"L1: Linux"  # the first line of L1's init script
 L2_LINE: Final = b"L2| L2: Linux"  # of L2's
 MEMORY: Final = "1G"
+ENGINES: Final = ("interpreter", "translator")
 
 Say = Callable[[str], None]
 
@@ -115,28 +116,27 @@ def images(name: str) -> ImageSet:
 
 
 def silicon_speed(say: Say, *, standard: bool = False) -> list[dict[str, Any]]:
-    """Million guest instructions a second on an integer loop, a memory walk, and boots."""
+    """Million guest instructions a second on an integer loop, a memory walk, and boots, by engine."""
     tower = images("tower")
     kernel = str(workloads.build(cache_root() / "workloads"))
+    small = ("run", "--kernel", kernel, "-m", "128M", "--debug-exit", "0xf4")
     commands: dict[str, tuple[list[str], int]] = {
-        title: (
-            turtles(
-                "run", "--kernel", kernel, "--append", f"work={name}", "-m", "128M", "--debug-exit", "0xf4"
-            ),
-            1,
-        )
-        for name, title in workloads.WORKLOADS.items()
+        title: (turtles(*small, "--append", f"work={name}"), 1) for name, title in workloads.WORKLOADS.items()
     }
     commands["boot of the cloud kernel"] = (turtles_guest(tower, "boot"), 0)
     if standard:
         commands["boot of the standard kernel (xz)"] = (turtles_guest(images("standard"), "boot"), 0)
     rows = []
     for title, (command, status) in commands.items():
-        say(title)
-        with tempfile.NamedTemporaryFile(suffix=".json") as stats:
-            checked(title, timed([*command, "--stats", stats.name], {}), status)
-            figures = json.loads(Path(stats.name).read_text())["run"]
-        rows.append({"what": title, **{k: figures[k] for k in ("seconds", "retired", "mips")}})
+        for engine in ENGINES:
+            say(f"{title}, {engine}")
+            with tempfile.NamedTemporaryFile(suffix=".json") as stats:
+                options = ("--engine", engine, "--stats", stats.name)
+                checked(title, timed([*command, *options], {}), status)
+                figures = json.loads(Path(stats.name).read_text())["run"]
+            rows.append(
+                {"what": title, "engine": engine, **{k: figures[k] for k in ("seconds", "retired", "mips")}}
+            )
     return rows
 
 
@@ -187,8 +187,8 @@ def determinism(say: Say, *, tower: bool) -> dict[str, Any]:
 def show(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """A table of rows that have the same keys."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, key in enumerate(rows[0]):
-        table.add_column(key, justify="left" if i == 0 else "right")
+    for key in rows[0]:
+        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
     for row in rows:
         table.add_row(
             *(

@@ -51,7 +51,7 @@ def exit_table(rows: Sequence[Row]) -> Table:
     table = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
     for heading in ("level", "exit reason", "handled by"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("count", "share", "time", "share", "mean"):
+    for heading in ("count", "share", "time ms", "share", "mean µs"):
         table.add_column(heading, justify="right", no_wrap=True)
     ordered = in_order(rows)
     counts, times = Counter[int](), Counter[int]()

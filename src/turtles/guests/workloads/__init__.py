@@ -10,7 +10,7 @@ from typing import Final
 
 from turtles.guests.freestanding import compile_guest
 
-WORKLOADS: Final = {"loop": "integer loop", "walk": "memory walk"}
+WORKLOADS: Final = {"loop": "integer loop", "near": "memory walk, 2 MiB", "walk": "memory walk, 64 MiB"}
 
 
 def build(cache: Path) -> Path:

@@ -1,12 +1,13 @@
 /*
  * Workloads that measure silicon. Multiboot 1 entry, long mode with the first GiB mapped by 2-MiB pages,
- * then one loop chosen by the last character of the command line's first "work=": 'p' loop, 'k' walk.
- * Both run a fixed number of instructions and end with a debug-exit of 0.
+ * then one loop, chosen by the last character of "work=loop", "work=near" or "work=walk". Each runs a fixed
+ * number of instructions and ends with a debug-exit of 0.
  */
-#define LOOP_ROUNDS  10000000           /* 9 instructions each */
-#define WALK_ROUNDS  10000000           /* 5 instructions each */
-#define WALK_BASE    0x1000000          /* from 16 MiB, 64 MiB long, a load every 4 KiB + 64 bytes */
-#define WALK_MASK    0x3ffffff
+#define LOOP_ROUNDS  50000000           /* 9 instructions each */
+#define WALK_ROUNDS  50000000           /* 5 instructions each */
+#define WALK_BASE    0x1000000          /* from 16 MiB on, a load every 4 KiB + 64 bytes */
+#define NEAR_MASK    0x1fffff           /* over 2 MiB: pages that a TLB holds */
+#define FAR_MASK     0x3ffffff          /* over 64 MiB: pages that it does not */
 
     .section .multiboot, "a"
     .align 4
@@ -22,11 +23,13 @@ _start:
 1:  movl (%esi), %eax
     testb %al, %al
     jz 2f
-    cmpl $0x6b726f77, %eax              /* "work" */
+    cmpl $0x6b726f77, %eax              /* "work" … */
+    jne 4f
+    cmpb $'=', 4(%esi)                  /* … and not a part of the kernel's path */
     je 2f
-    incl %esi
+4:  incl %esi
     jmp 1b
-2:  movzbl 8(%esi), %ebp                /* "work=loop": 'p'; "work=walk": 'k' */
+2:  movzbl 8(%esi), %ebp                /* "work=loop": 'p'; "near": 'r'; "walk": 'k' */
 
     movl $pdpt + 3, pml4
     movl $pd + 3, pdpt
@@ -54,7 +57,11 @@ _start:
     .code64
 long_mode:
     movl $stack, %esp
+    movl $FAR_MASK, %r8d
     cmpb $'k', %bpl
+    je walk
+    movl $NEAR_MASK, %r8d
+    cmpb $'r', %bpl
     je walk
 
     movl $LOOP_ROUNDS, %ecx
@@ -75,7 +82,7 @@ walk:
     xorl %eax, %eax
 1:  addq WALK_BASE(%rax), %rdx
     addl $0x1040, %eax
-    andl $WALK_MASK, %eax
+    andl %r8d, %eax
     decl %ecx
     jnz 1b
 
