@@ -43,6 +43,7 @@ class Apic:
         self.nmi_pending = False
         self.cr8 = 0
         self.tsc: Callable[[], int] = lambda: 0
+        self.wake: Callable[[], None] | None = None
         self.identity = 0
         self.vectors: list[int] = []
         self.acknowledged: list[int] = []

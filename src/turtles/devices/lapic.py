@@ -88,7 +88,7 @@ class LocalApic:
 
     `ipi` carries out what an ICR write sends to others; `eoi` hears of every EOI of a level-triggered vector;
     `extint` peeks at the 8259's vector (-1 none) and `extint_acknowledge` runs its INTA cycle; `tsc` is the
-    guest's time-stamp counter; `wake` is called when something was accepted.
+    guest's time-stamp counter; `wake` is called when something was accepted or a pin of the 8259 rose.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class LocalApic:
         self._extint_acknowledge = extint_acknowledge
         self._on_init = on_init
         self._on_startup = on_startup
-        self._wake = wake
+        self.wake = wake
         self._base = 0xFEE0_0000 | BASE_ENABLE | (BASE_BSP if bootstrap else 0)
         self.nmi_pending = False
         self._timer: object | None = None
@@ -256,8 +256,8 @@ class LocalApic:
                 self._on_init()
         elif delivery == STARTUP and self._on_startup is not None:
             self._on_startup(message.vector)
-        if self._wake is not None:
-            self._wake()
+        if self.wake is not None:
+            self.wake()
 
     def _accept_fixed(self, vector: int, level: bool) -> None:
         if not self._svr & SVR_ENABLE:
@@ -278,8 +278,8 @@ class LocalApic:
         self._lint[number] = level
         if rising and self._base & BASE_ENABLE:
             self._local(LVT_LINT0 + number)
-        if level and self._wake is not None:
-            self._wake()
+        if level and self.wake is not None:
+            self.wake()
 
     def _local(self, register: int) -> None:
         """A local vector table source fires."""

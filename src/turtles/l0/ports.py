@@ -55,6 +55,9 @@ class LocalApic(Protocol):
     tsc: Callable[[], int]
     """The guest's time-stamp counter; L0 puts its own here, since the guest can move it."""
 
+    wake: Callable[[], None] | None
+    """Called when something was accepted that may make an interrupt or NMI pending; L0 puts its own here."""
+
     @property
     def identity(self) -> int:
         """The APIC identifier that CPUID reports."""

@@ -45,6 +45,7 @@ class Vcpu:
         self.events = events
         self.identity = apic.identity
         apic.tsc = lambda: tsc(self)
+        apic.wake = self._wake
         self.stats = Stats()
 
         self.vmcs01 = Vmcs(machine.memory, machine.pool.allocate())
@@ -72,9 +73,11 @@ class Vcpu:
         self.broken_rule = ""
         self.failure = ""  # the traceback of a handler that failed, for a report
 
-        # Interrupts: `attention` asks for a look at them (and at timers) before the next entry; `waiting`
-        # remembers that something is pending which the context would not take, so that another one is asked.
+        # Interrupts: `attention` asks for a look at them (and at timers) before the next entry, `replan` for
+        # one at timers only; `waiting` remembers that something is pending which the context would not
+        # take, so that another one is asked.
         self.attention = True
+        self.replan = False
         self.waiting = False
         self.halted = False
         self.entry_pending = False  # L1's VMLAUNCH or VMRESUME has not reached L2 yet
@@ -191,6 +194,10 @@ class Vcpu:
         if self.v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
             core_flush(self.machine, self.v[F.VPID])
 
+    def _wake(self) -> None:
+        """The local APIC accepted something. In this thread: other threads post to the event queue."""
+        self.attention = True
+
     # --- the loop ---
 
     def run(self) -> Outcome:
@@ -218,7 +225,7 @@ class Vcpu:
 
     def _loop(self) -> None:
         machine, regs, stats = self.machine, self.regs, self.stats
-        enter = self.core.enter
+        enter, next_event = self.core.enter, self.events.next_deadline
         handlers = self.handlers
         counts, total_ns, guest_ns = stats.counts, stats.total_ns, stats.guest_ns
         deadline = FOREVER
@@ -233,7 +240,10 @@ class Vcpu:
                     if machine.outcome is not None:
                         return
                 delivery.deliver(self)
-                next_deadline = self.events.next_deadline()
+                self.replan = True
+            if self.replan:
+                self.replan = False
+                next_deadline = next_event()
                 deadline = FOREVER if next_deadline is None else next_deadline
             level = self.level
             v = self.v

@@ -30,9 +30,11 @@ _SIGNATURE: Final[Registers] = (
     int.from_bytes(b"VMKV", "little"),
     int.from_bytes(b"M\0\0\0", "little"),
 )
-# ECX selects a subleaf in these only.
-_WITH_SUBLEAVES: Final = frozenset((4, 7, 0xB, 0xD, 0x14, 0x15, 0x1F))
+MOST_KNOWN: Final = 4096
 _XSAVE: Final = 0xD
+_TOPOLOGY: Final = 0xB
+# Leaves whose contents depend on registers.
+_MOVING: Final = frozenset((1, _TOPOLOGY, _XSAVE))
 
 
 class CpuidSource(Protocol):
@@ -48,19 +50,14 @@ class CpuidTable:
 
     def __init__(self, source: CpuidSource) -> None:
         self._source = source
-        self._fixed: dict[tuple[int, int], Registers] = {}
+        self.known: dict[int, Registers] = {}  # by leaf << 32 | subleaf
 
-    def fixed(self, leaf: int, subleaf: int) -> Registers:
+    def make(self, leaf: int, subleaf: int) -> Registers:
         """What L1 reads, but for what depends on registers."""
-        if leaf not in _WITH_SUBLEAVES:
-            subleaf = 0
-        key = (leaf, subleaf)
-        found = self._fixed.get(key)
-        if found is None:
-            if len(self._fixed) > 4096:  # ECX is the guest's: the table must not grow with it
-                self._fixed.clear()
-            found = self._fixed[key] = self._make(leaf, subleaf)
-        return found
+        if len(self.known) >= MOST_KNOWN:  # ECX is the guest's: the table must not grow with it
+            self.known.clear()
+        answer = self.known[leaf << 32 | subleaf] = self._make(leaf, subleaf)
+        return answer
 
     def _make(self, leaf: int, subleaf: int) -> Registers:
         if leaf == HYPERVISOR_BASE:
@@ -79,17 +76,24 @@ def cpuid(vcpu: Vcpu) -> None:
     """CPUID of L1. (L2's is always reflected.)"""
     regs = vcpu.regs
     leaf, subleaf = regs[S.RAX] & 0xFFFF_FFFF, regs[S.RCX] & 0xFFFF_FFFF
-    a, b, c, d = vcpu.machine.cpuid.fixed(leaf, subleaf)
-    if leaf == 1:
-        b = b & 0xFF_FFFF | vcpu.identity << 24
-        if vcpu.v[F.GUEST_CR4] & X.CR4_OSXSAVE:
-            c |= _LEAF1_OSXSAVE
-    elif leaf == _XSAVE:
-        a, b, c, d = vcpu.machine.l1_model.cpuid(leaf, subleaf, regs[S.XCR0])
-    elif leaf == 0xB:
-        d = vcpu.identity
-    regs[S.RAX] = a
-    regs[S.RBX] = b
-    regs[S.RCX] = c
-    regs[S.RDX] = d
+    table = vcpu.machine.cpuid
+    answer = table.known.get(leaf << 32 | subleaf)
+    if answer is None:
+        answer = table.make(leaf, subleaf)
+    if leaf in _MOVING:
+        answer = _moved(vcpu, leaf, subleaf, answer)
+    regs[S.RAX], regs[S.RBX], regs[S.RCX], regs[S.RDX] = answer
     vcpu.advance()
+
+
+def _moved(vcpu: Vcpu, leaf: int, subleaf: int, answer: Registers) -> Registers:
+    """The parts that depend on CR4, XCR0 and the APIC identifier."""
+    if leaf == _XSAVE:
+        return vcpu.machine.l1_model.cpuid(leaf, subleaf, vcpu.regs[S.XCR0])
+    a, b, c, d = answer
+    if leaf == _TOPOLOGY:
+        return (a, b, c, vcpu.identity)
+    b = b & 0xFF_FFFF | vcpu.identity << 24
+    if vcpu.v[F.GUEST_CR4] & X.CR4_OSXSAVE:
+        c |= _LEAF1_OSXSAVE
+    return (a, b, c, d)

@@ -24,4 +24,4 @@ def port_io(vcpu: Vcpu) -> None:
     else:
         vcpu.machine.ports.write(regs[S.ASSIST_ADDRESS], regs[S.ASSIST_WIDTH], regs[S.ASSIST_DATA])
     regs[S.ASSIST_DONE] = 1
-    vcpu.attention = True
+    vcpu.replan = True  # a device may have set a timer; an interrupt it raised has woken the virtual CPU

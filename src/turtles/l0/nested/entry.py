@@ -55,27 +55,30 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     if v[F.LAUNCH_STATE] != state:
         fail(vcpu, error)
         return
-    written = v[F.WRITTEN] & rules.WRITTEN_MERGE
+    v02 = c.v02
+    written = v[F.WRITTEN]
     if written:
         if written & rules.WRITTEN_CHECKED and not _check(vcpu, c):
             return
-        vmcs02.merge(vcpu, c, written)
-    elif c.ept02 is not None and not c.ept02.alive:
+        if written & rules.WRITTEN_MERGE:
+            vmcs02.merge(vcpu, c, written)
+        v[F.WRITTEN] = 0
+        if written & F.WRITTEN_GUEST_OTHER:
+            c.link_fails = v[F.GUEST_VMCS_LINK_POINTER] != X.NO_ADDRESS and not _link_is_valid(vcpu, c)
+        if written & F.WRITTEN_CONTROL_EVENT:
+            for slot in rules.EVENT_COPIED:
+                v02[slot] = v[slot]
+    if c.ept02 is not None and not c.ept02.alive:
         vcpu.machine.mmu.attach(c)
-    v[F.WRITTEN] = 0
 
-    v02 = c.v02
     c.guest02[:] = c.guest12
     if not c.loads_debug:
         v02[F.GUEST_DR7], v02[F.GUEST_DEBUGCTL] = vcpu.v01[F.GUEST_DR7], vcpu.v01[F.GUEST_DEBUGCTL]
     if c.uses_timer:
         v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
-    if v[F.ENTRY_INTERRUPTION_INFO] & X.VALID or written & F.WRITTEN_CONTROL_EVENT:
-        for slot in rules.EVENT_COPIED:
-            v02[slot] = v[slot]
     if c.bitmap12_l1_pa >= 0:
         vmcs02.merge_msr_bitmap(vcpu, c)
-    if v[F.GUEST_VMCS_LINK_POINTER] != X.NO_ADDRESS and not _link_is_valid(vcpu, c):
+    if c.link_fails:
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_LINK_POINTER)
         return
     if not c.uses_ept and not _load_pdptes(vcpu, c):

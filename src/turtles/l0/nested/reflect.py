@@ -65,7 +65,7 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
     for slot in c.kept:
         v02[slot] = v[slot]
     c.guest12[:] = c.guest02
-    if c.uses_timer and v[F.EXIT_CONTROLS] & C.EXIT_SAVE_TIMER:
+    if c.uses_timer and c.exit_controls & C.EXIT_SAVE_TIMER:
         v[F.GUEST_PREEMPTION_TIMER] = v02[F.GUEST_PREEMPTION_TIMER]
     # The valid bit of the injected event is cleared (SDM 28.2), and with unrestricted guest the exit tells
     # L1 in the entry controls which mode L2 is in (SDM 28.3.1).
@@ -76,9 +76,8 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
         v[F.ENTRY_CONTROLS] = entry12 ^ C.ENTRY_IA32E
     v[F.LAUNCH_STATE] = 1
     regs = vcpu.regs
-    if regs[S.ASSIST_DONE] or regs[S.REPLAY_COUNT]:
-        regs[S.ASSIST_DONE] = 0
-        regs[S.REPLAY_COUNT] = 0
+    if regs[S.ASSIST_DONE]:
+        regs[S.ASSIST_DONE] = 0  # the instruction does not go on in L2: nothing is to be replayed
     if c.has_msr_lists and v[F.EXIT_MSR_STORE_COUNT]:
         stored = msr_lists.store(vcpu, v[F.EXIT_MSR_STORE_ADDRESS], v[F.EXIT_MSR_STORE_COUNT])
         if not stored:
@@ -92,16 +91,15 @@ def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
     v, v01 = c.v, vcpu.v01
     vcpu.switch_to_l1()
     v01[rules.GUEST_STATE] = c.host_image
-    exit12 = v[F.EXIT_CONTROLS]
     regs = vcpu.regs
-    if exit12 & C.EXIT_LOAD_EFER:
-        regs[S.EFER] = v[F.HOST_EFER]
+    if c.exit_controls & C.EXIT_LOAD_EFER:
+        regs[S.EFER] = c.host_efer
     elif c.host_64:
         regs[S.EFER] |= X.EFER_LMA | X.EFER_LME
     else:
         regs[S.EFER] &= ~(X.EFER_LMA | X.EFER_LME)
-    if exit12 & C.EXIT_LOAD_PAT:
-        regs[S.PAT] = v[F.HOST_PAT]
+    if c.exit_controls & C.EXIT_LOAD_PAT:
+        regs[S.PAT] = c.host_pat
     if not c.uses_vpid:
         vcpu.flush_tlb()  # without VPIDs an exit flushes the host's translations too (SDM 29.4.3.1)
     if not c.host_64 and v01[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v01, v01[F.GUEST_CR3]):

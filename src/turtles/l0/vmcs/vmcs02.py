@@ -52,6 +52,7 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     secondary12 = v[F.SECONDARY_CONTROLS] if primary12 & C.PRIMARY_SECONDARY else 0
     exit12 = v[F.EXIT_CONTROLS]
     c.pin12 = pin12
+    c.exit_controls = exit12
     c.uses_timer = bool(pin12 & C.PIN_PREEMPTION_TIMER)
     c.uses_ept = bool(secondary12 & C.SECONDARY_EPT)
     c.host_64 = bool(exit12 & C.EXIT_HOST_64)
@@ -111,6 +112,7 @@ def _merge_time(vcpu: Vcpu, c: Vmcs12) -> None:
 def make_host_image(c: Vmcs12) -> None:
     """vmcs12's host state as a run of guest-state slots, so that an exit to L1 is one copy (SDM 28.5)."""
     v, image = c.v, c.host_image
+    c.host_efer, c.host_pat = v[F.HOST_EFER], v[F.HOST_PAT]
     first = rules.GUEST_FIRST
     for guest, host in rules.HOST_TO_GUEST:
         image[guest - first] = v[host]

@@ -42,14 +42,18 @@ class Vmcs12:
         "ept02",
         "exit02",
         "exit12",
+        "exit_controls",
         "guest02",
         "guest12",
         "has_msr_lists",
         "host_64",
+        "host_efer",
         "host_image",
         "host_pa",
+        "host_pat",
         "kept",
         "l1_pa",
+        "link_fails",
         "loads_debug",
         "pin12",
         "region",
@@ -78,7 +82,12 @@ class Vmcs12:
         self.bitmap12_l1_pa = -1
         self.apic_access_l1_pa = -1
         self.kept: tuple[int, ...] = ()
+        # What entry and exit ask of vmcs12's controls, as of the last merge.
         self.pin12 = 0
+        self.exit_controls = 0
+        self.host_efer = 0
+        self.host_pat = 0
+        self.link_fails = False
         self.uses_ept = False
         self.uses_timer = False
         self.uses_vpid = False
