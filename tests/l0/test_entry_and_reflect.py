@@ -7,6 +7,7 @@ import pytest
 from tests.l0.helpers import Rig, minimal_vmcs12
 from turtles.l0.interrupts import delivery
 from turtles.l0.mmu import ept
+from turtles.l0.nested.errors import VmError
 from turtles.l0.outcome import GuestStop
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs.vmcs12 import Vmcs12
@@ -98,14 +99,28 @@ def test_l1_continues_at_its_host_state(root: Rig) -> None:
     assert v[F.GUEST_VMCS_LINK_POINTER] == c.host_pa
 
 
-def test_a_host_field_written_between_exits_counts(root: Rig) -> None:
+@pytest.mark.parametrize("fields", [["RSP"], ["RIP"], ["FS_BASE"], ["RSP", "GS_BASE"]])
+def test_a_host_field_written_between_exits_counts(root: Rig, fields: list[str]) -> None:
     c = enter(root)
     l2_exit(root, "CPUID")
-    c.v[F.HOST_RSP] = 0x9990
+    for field in fields:
+        c.v[getattr(F, "HOST_" + field)] = 0x9990
     c.v[F.WRITTEN] = F.WRITTEN_HOST_STATE
     enter(root, "VMRESUME")
     l2_exit(root, "CPUID")
-    assert root.vcpu.v[F.GUEST_RSP] == 0x9990
+    assert [root.vcpu.v[getattr(F, "GUEST_" + field)] for field in fields] == [0x9990] * len(fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(F.HOST_CR4, 0), (F.HOST_RIP, 1 << 63), (F.HOST_TR_SELECTOR, 0)]
+)
+def test_host_state_that_becomes_bad_is_refused(root: Rig, field: int, value: int) -> None:
+    c = enter(root)
+    l2_exit(root, "CPUID")
+    c.v[field] = value
+    c.v[F.WRITTEN] = F.WRITTEN_HOST_STATE
+    root.call("VMRESUME")
+    assert root.vmx_result() == VmError.ENTRY_HOST
 
 
 def test_fields_are_saved_only_by_the_exit_controls(root: Rig) -> None:

@@ -117,6 +117,11 @@ def test_every_host_field_reaches_l1() -> None:
     assert mapped == set(range(F.HOST_AREA.start, F.HOST_AREA.stop))
 
 
+def test_the_host_area_ends_with_rsp_and_rip() -> None:
+    assert F.HOST_AREA.stop == F.HOST_RIP + 1 == F.HOST_RSP + 2
+    assert slice(F.HOST_AREA.start, F.HOST_RSP) == rules.HOST_BUT_STACK
+
+
 def test_every_control_is_accounted_for() -> None:
     """A control field is copied, merged by code of its own, or known to stay out of vmcs02."""
     merged = {

@@ -86,18 +86,22 @@ def unexpected(vcpu: Vcpu) -> None:
 
 def _routed(reason: int, own: Handler) -> Handler:
     """A handler that asks the two questions at each exit."""
-    l0_wants, l1_wants = routing.l0_wants, routing.l1_wants
+    l1_wants = routing.decision(reason)
 
     def route(vcpu: Vcpu) -> None:
-        v = vcpu.v
-        if not l0_wants(reason, v) and l1_wants(
-            reason, v, vcpu.entered12.v, vcpu.regs, vcpu.machine.l1.load8
-        ):
+        if l1_wants(vcpu.v, vcpu.entered12.v, vcpu.regs, vcpu.machine.l1.load8):
             reflect(vcpu)
         else:
             own(vcpu)
 
-    return route
+    def route_after_l0(vcpu: Vcpu) -> None:
+        if routing.l0_wants(reason, vcpu.v):
+            own(vcpu)
+        else:
+            route(vcpu)
+
+    # Only of exceptions and NMIs is it not known beforehand that L0 does not want them.
+    return route_after_l0 if reason == R.EXCEPTION_OR_NMI else route
 
 
 def default_handlers() -> tuple[list[Handler], list[Handler]]:

@@ -58,6 +58,8 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     v02 = c.v02
     written = v[F.WRITTEN]
     if written:
+        if written & rules.WRITTEN_CHECKED == F.WRITTEN_HOST_STATE and vmcs02.follow_host_stack(c):
+            written &= ~F.WRITTEN_HOST_STATE
         if written & rules.WRITTEN_CHECKED and not _check(vcpu, c):
             return
         if written & rules.WRITTEN_MERGE:
@@ -76,7 +78,7 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
         v02[F.GUEST_DR7], v02[F.GUEST_DEBUGCTL] = vcpu.v01[F.GUEST_DR7], vcpu.v01[F.GUEST_DEBUGCTL]
     if c.uses_timer:
         v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
-    if c.bitmap12_l1_pa >= 0:
+    if c.uses_msr_bitmap:
         vmcs02.merge_msr_bitmap(vcpu, c)
     if c.link_fails:
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_LINK_POINTER)

@@ -18,6 +18,7 @@ from turtles.silicon import fields as F
 from turtles.silicon import slots as S
 
 ReadByte = Callable[[int], int]  # a byte of L1's physical memory; outside RAM it is FFH
+Decision = Callable[[Slots, Slots, Slots, ReadByte], bool]
 
 # Every one of these is L1's, whatever its controls say (unconditional exits, and those only L1 can cause).
 ALWAYS_L1: Final = frozenset(
@@ -37,7 +38,7 @@ ALWAYS_L0: Final = frozenset(
 )  # fmt: skip
 
 # By one bit of vmcs12's controls.
-BY_PRIMARY: Final = {
+BY_PRIMARY: Final[dict[int, int]] = {
     R.INTERRUPT_WINDOW: C.PRIMARY_INTERRUPT_WINDOW,
     R.NMI_WINDOW: C.PRIMARY_NMI_WINDOW,
     R.HLT: C.PRIMARY_HLT,
@@ -49,7 +50,7 @@ BY_PRIMARY: Final = {
     R.MOV_DR: C.PRIMARY_MOV_DR,
     R.MONITOR: C.PRIMARY_MONITOR,
 }
-BY_SECONDARY: Final = {
+BY_SECONDARY: Final[dict[int, int]] = {
     R.GDTR_IDTR: C.SECONDARY_DESCRIPTOR_TABLE,
     R.LDTR_TR: C.SECONDARY_DESCRIPTOR_TABLE,
     R.WBINVD: C.SECONDARY_WBINVD,
@@ -71,23 +72,51 @@ def l0_wants(reason: int, v02: Slots) -> bool:
 
 def l1_wants(reason: int, v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
     """Whether L1 asked for an exit that L0 does not want. `regs`: the core's state; `byte` reads L1's RAM."""
+    return decision(reason)(v02, v12, regs, byte)
+
+
+def decision(reason: int) -> Decision:
+    """The function that answers `l1_wants` for one reason, to be asked at each exit without a look-up."""
     if reason in ALWAYS_L1:
-        return True
-    primary12 = v12[F.PRIMARY_CONTROLS]
-    bit = BY_PRIMARY.get(reason)  # type: ignore[call-overload]
+        return _always
+    bit = BY_PRIMARY.get(reason)
     if bit is not None:
-        return bool(primary12 & bit)
-    secondary12 = v12[F.SECONDARY_CONTROLS] if primary12 & C.PRIMARY_SECONDARY else 0
-    bit = BY_SECONDARY.get(reason)  # type: ignore[call-overload]
+        return _by_primary(bit)
+    bit = BY_SECONDARY.get(reason)
     if bit is not None:
-        return bool(secondary12 & bit)
-    if reason == R.INVPCID:
-        # INVPCID exits by "INVLPG exiting" where it is enabled at all (SDM 26.1.3).
-        return bool(secondary12 & C.SECONDARY_INVPCID and primary12 & C.PRIMARY_INVLPG)
-    if reason == R.PAUSE:
-        return bool(primary12 & C.PRIMARY_PAUSE or secondary12 & C.SECONDARY_PAUSE_LOOP)
-    decide = _DECIDE.get(reason)
-    return decide is not None and decide(v02, v12, regs, byte)
+        return _by_secondary(bit)
+    return _DECIDE.get(reason, _never)
+
+
+def _always(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
+    return True
+
+
+def _never(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
+    return False
+
+
+def _by_primary(bit: int) -> Decision:
+    return lambda v02, v12, regs, byte: bool(v12[F.PRIMARY_CONTROLS] & bit)
+
+
+def _by_secondary(bit: int) -> Decision:
+    return lambda v02, v12, regs, byte: bool(_secondary(v12) & bit)
+
+
+def _secondary(v12: Slots) -> int:
+    """Secondary controls of vmcs12; they count as 0 where the primary ones do not activate them."""
+    return v12[F.SECONDARY_CONTROLS] if v12[F.PRIMARY_CONTROLS] & C.PRIMARY_SECONDARY else 0
+
+
+def _invpcid(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
+    """INVPCID exits by "INVLPG exiting" where it is enabled at all (SDM 26.1.3)."""
+    return bool(_secondary(v12) & C.SECONDARY_INVPCID and v12[F.PRIMARY_CONTROLS] & C.PRIMARY_INVLPG)
+
+
+def _pause(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
+    """PAUSE exiting, or PAUSE-loop exiting."""
+    return bool(v12[F.PRIMARY_CONTROLS] & C.PRIMARY_PAUSE or _secondary(v12) & C.SECONDARY_PAUSE_LOOP)
 
 
 def _exception(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
@@ -158,10 +187,12 @@ def _cr(v02: Slots, v12: Slots, regs: Slots, byte: ReadByte) -> bool:
     return bool(primary12 & C.PRIMARY_CR8_LOAD)
 
 
-_DECIDE: Final[dict[int, Callable[[Slots, Slots, Slots, ReadByte], bool]]] = {
+_DECIDE: Final[dict[int, Decision]] = {
     R.EXCEPTION_OR_NMI: _exception,
     R.IO: _io,
     R.RDMSR: lambda v02, v12, regs, byte: _msr(v12, regs, byte, 0),
     R.WRMSR: lambda v02, v12, regs, byte: _msr(v12, regs, byte, 2),
     R.CR_ACCESS: _cr,
+    R.INVPCID: _invpcid,
+    R.PAUSE: _pause,
 }

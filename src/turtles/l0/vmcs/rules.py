@@ -21,6 +21,8 @@ GUEST_FIRST: Final = F.GUEST_AREA.start
 GUEST_COPY_END: Final = F.GUEST_SMBASE
 # Exit information that an exit may change; the VM-instruction error behind it is not among it.
 EXIT_INFORMATION: Final = slice(F.EXIT_REASON, F.VM_INSTRUCTION_ERROR)
+# Host state but RSP and RIP, which come last.
+HOST_BUT_STACK: Final = slice(F.HOST_AREA.start, F.HOST_RSP)
 GUEST_STATE: Final = slice(F.GUEST_AREA.start, GUEST_COPY_END)
 
 # --- written-mask: the groups of vmcs12 that must be looked at before vmcs02 runs ---

@@ -7,8 +7,9 @@ processor changes it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from turtles.l0.ram import PAGE
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import rules
 from turtles.silicon import controls as C
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
     from turtles.l0.vmcs.vmcs12 import Vmcs12
 
+_ALL_ONES: Final = b"\xff" * PAGE
+
 
 def prepare(vcpu: Vcpu, c: Vmcs12) -> None:
     """What vmcs02 holds whatever vmcs12 says: L0's host state, no links, no MSR lists."""
@@ -26,6 +29,18 @@ def prepare(vcpu: Vcpu, c: Vmcs12) -> None:
     v02[F.HOST_AREA] = v01[F.HOST_AREA]
     v02[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
     v02[F.MSR_BITMAP] = c.bitmap_host_pa
+
+
+def follow_host_stack(c: Vmcs12) -> bool:
+    """Whether host state differs from what was checked last in RSP alone, which is taken over.
+
+    Hypervisors write RSP at nearly every entry, and no entry check looks at it.
+    """
+    v = c.v
+    if v[F.HOST_RIP] != c.host_rip or c.host12.tobytes() != c.host_seen:
+        return False
+    c.host_image[F.GUEST_RSP - rules.GUEST_FIRST] = v[F.HOST_RSP]
+    return True
 
 
 def merge(vcpu: Vcpu, c: Vmcs12, written: int) -> None:
@@ -93,7 +108,8 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     if c.uses_vpid:
         v02[F.VPID] = vcpu.vpids.map(v[F.VPID])
     c.bitmap12 = b""  # forces a new look
-    c.bitmap12_l1_pa = v[F.MSR_BITMAP] if primary12 & C.PRIMARY_MSR_BITMAPS else -1
+    c.uses_msr_bitmap = bool(primary12 & C.PRIMARY_MSR_BITMAPS)
+    c.bitmap12_host_pa = l1.host_page(v[F.MSR_BITMAP])
     vcpu.machine.mmu.attach(c)
 
 
@@ -112,6 +128,7 @@ def _merge_time(vcpu: Vcpu, c: Vmcs12) -> None:
 def make_host_image(c: Vmcs12) -> None:
     """vmcs12's host state as a run of guest-state slots, so that an exit to L1 is one copy (SDM 28.5)."""
     v, image = c.v, c.host_image
+    c.host_seen, c.host_rip = c.host12.tobytes(), v[F.HOST_RIP]
     c.host_efer, c.host_pat = v[F.HOST_EFER], v[F.HOST_PAT]
     first = rules.GUEST_FIRST
     for guest, host in rules.HOST_TO_GUEST:
@@ -130,7 +147,8 @@ def make_host_image(c: Vmcs12) -> None:
 
 def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
     """What either level traps is trapped. L1 may change its page at any time, so each entry looks at it."""
-    bitmap12 = vcpu.machine.l1.read(c.bitmap12_l1_pa, 4096)
+    host_pa = c.bitmap12_host_pa
+    bitmap12 = vcpu.machine.memory.read(host_pa, PAGE) if host_pa >= 0 else _ALL_ONES
     if bitmap12 == c.bitmap12:
         return
     c.bitmap12 = bitmap12
@@ -139,4 +157,4 @@ def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
         # The registers that L1 virtualizes are its own to give (SDM 30.5): only its bits count.
         bitmap01 = vcpu.machine.msr_bitmap01_x2apic
     merged = int.from_bytes(bitmap12, "little") | bitmap01
-    vcpu.machine.memory.write(c.bitmap_host_pa, merged.to_bytes(4096, "little"))
+    vcpu.machine.memory.write(c.bitmap_host_pa, merged.to_bytes(PAGE, "little"))

@@ -37,7 +37,7 @@ class Vmcs12:
     __slots__ = (
         "apic_access_l1_pa",
         "bitmap12",
-        "bitmap12_l1_pa",
+        "bitmap12_host_pa",
         "bitmap_host_pa",
         "ept02",
         "exit02",
@@ -46,11 +46,14 @@ class Vmcs12:
         "guest02",
         "guest12",
         "has_msr_lists",
+        "host12",
         "host_64",
         "host_efer",
         "host_image",
         "host_pa",
         "host_pat",
+        "host_rip",
+        "host_seen",
         "kept",
         "l1_pa",
         "link_fails",
@@ -58,6 +61,7 @@ class Vmcs12:
         "pin12",
         "region",
         "uses_ept",
+        "uses_msr_bitmap",
         "uses_timer",
         "uses_vpid",
         "v",
@@ -74,17 +78,21 @@ class Vmcs12:
         self.v02: Slots = self.vmcs02.slots
         self.bitmap_host_pa = pool.allocate()
         self.guest12, self.guest02 = self.v[rules.GUEST_STATE], self.v02[rules.GUEST_STATE]
+        self.host12 = self.v[rules.HOST_BUT_STACK]
         self.exit12, self.exit02 = self.v[rules.EXIT_INFORMATION], self.v02[rules.EXIT_INFORMATION]
         # L1's guest state after an exit, ready to be copied into vmcs01 (rules.HOST_TO_GUEST).
         self.host_image = memoryview(bytearray(8 * (rules.GUEST_COPY_END - rules.GUEST_FIRST))).cast("Q")
         self.ept02: Ept02 | None = None
         self.bitmap12 = b""  # L1's MSR bitmap as last merged
-        self.bitmap12_l1_pa = -1
+        self.bitmap12_host_pa = -1  # where it lies; -1 outside RAM
+        self.uses_msr_bitmap = False
         self.apic_access_l1_pa = -1
         self.kept: tuple[int, ...] = ()
         # What entry and exit ask of vmcs12's controls, as of the last merge.
         self.pin12 = 0
         self.exit_controls = 0
+        self.host_seen = b""  # host state up to RSP, and RIP, as last checked
+        self.host_rip = 0
         self.host_efer = 0
         self.host_pat = 0
         self.link_fails = False
