@@ -83,6 +83,11 @@ def test_broken_kernels(tmp_path: Path, content: bytes, text: str) -> None:
     refused(turtles("run", "--kernel", str(path), "-m", "64M"), 1, text)
 
 
+def test_devices_are_no_kernels(kernel: str) -> None:
+    refused(turtles("run", "--kernel", "/dev/zero"), 1, "a device")
+    refused(turtles("run", "--kernel", kernel, "--initrd", "/dev/zero", "-m", "64M"), 1, "a device")
+
+
 def test_initrd_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(bzimage())
     with (tmp_path / "initrd").open("wb") as file:
@@ -106,6 +111,13 @@ def test_drives(kernel: str, tmp_path: Path) -> None:
 def test_unknown_processor_and_feature(kernel: str) -> None:
     refused(turtles("run", "--kernel", kernel, "--cpu", "pentium"), 1, "no model 'pentium'")
     refused(turtles("run", "--kernel", kernel, "--cpu", "max,+flux"), 1, "no feature 'flux'")
+
+
+@pytest.mark.parametrize("feature", ["vmx", "ept", "unrestricted_guest"])
+def test_a_processor_that_l0_cannot_use(kernel: str, feature: str) -> None:
+    result = turtles("run", "--kernel", kernel, "-m", "64M", "--cpu", f"max,-{feature}", "--timeout", "0.2")
+    if result.exit_code != 124:
+        refused(result, 1, "--cpu: ")
 
 
 def test_too_much_memory(kernel: str) -> None:

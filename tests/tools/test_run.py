@@ -104,6 +104,15 @@ def test_statistics_and_trace(tmp_path: Path) -> None:
     assert len([line for line in trace.read_text().splitlines() if " IO " in line]) == 4
 
 
+def test_outputs_that_fill_up(tmp_path: Path) -> None:
+    path = kernel(tmp_path, (COM1 + HELLO) * 200 + POWER_OFF_WITH_5)
+    for option in ("--stats", "--trace"):
+        result = run(path, option, "/dev/full")
+        assert result.returncode == 1
+        assert f"{option}" in result.stderr and "No space left" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_run(tmp_path: Path, number: signal.Signals) -> None:
     disk = tmp_path / "disk"

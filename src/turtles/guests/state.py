@@ -6,6 +6,8 @@ tests need no processor. It does not check that the guest will run, only that it
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -131,6 +133,8 @@ def read_file(path: str, what: str) -> bytes:
     """The file's bytes; a `GuestError` that names `what` where it cannot be read."""
     try:
         with open(path, "rb") as file:
+            if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):  # some of them never end
+                raise GuestError(f"{what} {path}: a device, not a file")
             return file.read()
     except OSError as e:
         raise GuestError(f"{what} {path}: {e.strerror or e}") from None

@@ -164,9 +164,9 @@ class Rig:
                 self.board.mmio,
                 mode=self.options.mmu,
             )
+            l0.add_vcpu(self.core, self.board.apic, self.board.events).start(self.guest)
         except GuestStop as e:
-            raise Failure(str(e)) from None
-        l0.add_vcpu(self.core, self.board.apic, self.board.events).start(self.guest)
+            raise Failure(f"--cpu: {e}" if self.options.cpu.features else str(e)) from None
         return l0
 
     @property

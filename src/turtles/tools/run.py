@@ -163,8 +163,11 @@ def write_statistics(finished: Finished, path: str) -> None:
         "digest": finished.digest,
     }
     figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)
-    with open_output(path, "--stats") as file:
-        file.write(as_json(finished.rows, figures))
+    try:
+        with open_output(path, "--stats") as file:
+            file.write(as_json(finished.rows, figures))
+    except OSError as e:
+        raise Failure(f"--stats {path}: {e.strerror}") from None
 
 
 def serial_sink(where: str, stack: contextlib.ExitStack) -> Callable[[bytes], None]:

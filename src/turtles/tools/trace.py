@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Final
 
+from turtles.l0.outcome import GuestStop
 from turtles.l0.stats import reason_name
 from turtles.l0.trace import ExitRecord
 
@@ -21,9 +22,13 @@ def tracer(file: IO[str]) -> Callable[[ExitRecord], None]:
     write = file.write
 
     def hook(r: ExitRecord) -> None:
-        write(
+        line = (
             f"{r.retired} L{r.level} {reason_name(r.reason & 0xFFFF)} {r.rip:#x} {r.qualification:#x} "
             f"{r.guest_physical:#x} {'L1' if r.reflected else 'L0'} {r.exit_ns - r.entry_ns} {r.context:#x}\n"
         )
+        try:
+            write(line)
+        except OSError as e:
+            raise GuestStop(f"--trace: {e.strerror}") from None
 
     return hook

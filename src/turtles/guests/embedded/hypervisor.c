@@ -249,19 +249,19 @@ static void on_hlt(struct child *c)
         wait_for_interrupt();
 }
 
-static void check_guest_memory(struct child *c)
+static void check_guest_memory(struct child *c, u64 ram_end)
 {
     if (c->ram < 0x400000)
-        die("too little memory for a guest", c->ram);
+        die("too little memory for a guest", ram_end);
 }
 
 u64 run_hypervisor(u64 ram_end, int depth)
 {
     struct child *c = &child;
-    c->ram = ram_end - RAM_OF_SELF;
+    c->ram = ram_end > RAM_OF_SELF ? ram_end - RAM_OF_SELF : 0;
     c->vmcs12 = ~0ull;
     c->injected = ticks;
-    check_guest_memory(c);
+    check_guest_memory(c, ram_end);
     u32 r[4];
     cpuid(1, 0, r);
     if (!(r[2] >> 5 & 1))
