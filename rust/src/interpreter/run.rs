@@ -14,7 +14,6 @@ use crate::cpu::{Bits, Cpu, attention};
 use crate::decode::{self, Block, Insn, ONE_PAGE};
 use crate::state::{flag, seg};
 use crate::stop::{Exec, Stop, vector};
-use crate::translator::WARM;
 
 /// Host clock: instructions between two looks at the clock (well under 50 µs).
 const SLICE: u64 = 2000;
@@ -137,7 +136,7 @@ impl Cpu {
         if block.bits != Bits::B64 || block.second_pa != ONE_PAGE || self.budget() < block.insns.len() as u64 {
             return None;
         }
-        if block.warmth < WARM {
+        if block.warmth < self.translator.as_ref().map_or(u16::MAX, |t| t.warm) {
             block.warmth += 1;
             return None;
         }

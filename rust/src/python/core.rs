@@ -18,6 +18,7 @@ use crate::clock::{Clock, monotonic_ns};
 use crate::cpu::{Cpu, Doorbell};
 use crate::interpreter::vector::VectorUnit;
 use crate::state::{State, cr};
+use crate::translator::DEFAULT_BYTES;
 use crate::vmx::Outcome;
 
 create_exception!(
@@ -73,7 +74,7 @@ impl PyCore {
 #[pymethods]
 impl PyCore {
     #[new]
-    #[pyo3(signature = (memory, model, clock = "host", origin = None, engine = "translator"))]
+    #[pyo3(signature = (memory, model, clock = "host", origin = None, engine = "translator", translation_cache = DEFAULT_BYTES))]
     fn new(
         py: Python<'_>,
         memory: PyRef<'_, PyMemory>,
@@ -81,6 +82,7 @@ impl PyCore {
         clock: &str,
         origin: Option<u64>,
         engine: &str,
+        translation_cache: usize,
     ) -> PyResult<Self> {
         let clock = match clock {
             "host" => Clock::Host { origin: origin.unwrap_or_else(monotonic_ns) },
@@ -94,7 +96,9 @@ impl PyCore {
         match engine {
             "interpreter" => {}
             // Where the host refuses executable memory the vector unit has said so already.
-            "translator" => cpu.use_translator().map_err(|error| PyOSError::new_err(error.to_string()))?,
+            "translator" => {
+                cpu.use_translator_with(translation_cache).map_err(|error| PyOSError::new_err(error.to_string()))?
+            }
             other => {
                 let text = format!("an engine is \"interpreter\" or \"translator\", not {other:?}");
                 return Err(PyValueError::new_err(text));

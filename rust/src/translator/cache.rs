@@ -14,8 +14,14 @@ use super::hot::Hot;
 use crate::decode::{Block, Insn};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 
-/// Host code kept by default, in bytes.
-const DEFAULT_BYTES: usize = 128 << 20;
+/// Host code kept by default, in bytes: what a guest of 4 GB that compiles and computes has warm.
+pub const DEFAULT_BYTES: usize = 128 << 20;
+/// The least: the shared code and a few fragments.
+const LEAST_BYTES: usize = 1 << 20;
+/// The most: branches between fragments reach 2 GB.
+const MOST_BYTES: usize = 1 << 30;
+/// Times that a block is interpreted before it is translated, by default.
+const WARM: u16 = 8;
 /// Room that the largest fragment may need.
 const MARGIN: usize = 256 << 10;
 /// Bytes at a fragment's entry that a stale fragment's way out replaces.
@@ -105,6 +111,8 @@ pub struct Translator {
     limit: usize,
     /// Flags are exact wherever the state can be seen: for lockstep with the interpreter.
     pub exact_flags: bool,
+    /// Times that a block is interpreted before it is translated.
+    pub warm: u16,
     /// What it has done.
     pub statistics: Statistics,
     /// Variant of the fragments that run.
@@ -141,12 +149,13 @@ fn key(host_pa: u64, variant: u8) -> u64 {
 }
 
 impl Translator {
-    /// Takes executable memory and generates the shared code.
+    /// Takes executable memory, about `bytes` of it, and generates the shared code.
     ///
     /// # Errors
     /// When the host refuses executable memory.
-    pub fn new(helper: u64) -> Result<Self, CodeMemoryError> {
-        let mut code = CodeMemory::new(DEFAULT_BYTES)?;
+    pub fn new(helper: u64, bytes: usize) -> Result<Self, CodeMemoryError> {
+        let limit = bytes.clamp(LEAST_BYTES, MOST_BYTES).next_multiple_of(4096);
+        let mut code = CodeMemory::new(limit)?;
         let mut asm = Asm::default();
         let glue = glue::generate(&mut asm, is_x86_feature_detected!("avx"), helper);
         let glue_base = code.append(&asm.code).unwrap_or(std::ptr::null());
@@ -160,8 +169,9 @@ impl Translator {
             sites: Vec::new(),
             links: Vec::new(),
             infos: InstructionInfoFactory::new(),
-            limit: DEFAULT_BYTES,
+            limit,
             exact_flags: false,
+            warm: WARM,
             statistics: Statistics::default(),
             variant: 0,
             seen: 0,

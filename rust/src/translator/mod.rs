@@ -15,5 +15,5 @@ mod glue;
 pub mod hot;
 mod run;
 
-pub use cache::{Statistics, Translator};
-pub(crate) use run::{Outcome, WARM};
+pub use cache::{DEFAULT_BYTES, Statistics, Translator};
+pub(crate) use run::Outcome;

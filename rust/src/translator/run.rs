@@ -4,16 +4,14 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
-use super::cache::Translator;
+use super::cache::{DEFAULT_BYTES, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn};
+use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::state::{State, cr, flag};
 use crate::stop::{Exec, Stop};
-
-/// Times that a block is interpreted before it is translated.
-pub const WARM: u16 = 8;
 
 /// How a helper ended the run of translated code.
 #[derive(Default)]
@@ -48,8 +46,16 @@ impl Cpu {
     ///
     /// # Errors
     /// When the host refuses executable memory: the interpreter goes on alone.
-    pub fn use_translator(&mut self) -> Result<(), crate::interpreter::vector::code_memory::CodeMemoryError> {
-        self.translator = Some(Box::new(Translator::new(helper_address())?));
+    pub fn use_translator(&mut self) -> Result<(), CodeMemoryError> {
+        self.use_translator_with(DEFAULT_BYTES)
+    }
+
+    /// As [`Cpu::use_translator`], with about `bytes` of host code kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn use_translator_with(&mut self, bytes: usize) -> Result<(), CodeMemoryError> {
+        self.translator = Some(Box::new(Translator::new(helper_address(), bytes)?));
         self.state.hot().forget_targets();
         Ok(())
     }

@@ -187,6 +187,7 @@ class Core:
         clock: Literal["host", "virtual"] = "host",
         origin: int | None = None,
         engine: Literal["interpreter", "translator"] = "translator",
+        translation_cache: int = ...,
     ) -> Core:
         """A processor after reset. `origin`: CLOCK_MONOTONIC in nanoseconds at time zero (now)."""
     @property
