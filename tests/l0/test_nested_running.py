@@ -209,6 +209,19 @@ def test_an_l2_that_halts_by_itself_sleeps_and_wakes_l1() -> None:
     assert guest.c.v[F.GUEST_RIP] == L2_CODE + 1
 
 
+@pytest.mark.parametrize("pending_at_entry", [True, False])
+def test_an_l2_that_is_entered_halted(pending_at_entry: bool) -> None:
+    guest = NestedGuest(CPUID, report(E.GUEST_ACTIVITY))
+    guest.c.v[F.GUEST_ACTIVITY] = C.ACTIVITY_HLT
+    if pending_at_entry:
+        guest.apic.vectors.append(0x55)
+    else:
+        interrupt_after(guest, 20_000_000)
+    assert guest.result() == C.ACTIVITY_HLT
+    assert guest.c.v[F.EXIT_REASON] == ExitReason.EXTERNAL_INTERRUPT
+    assert guest.c.v[F.GUEST_RIP] == L2_CODE, "it executed nothing"
+
+
 @pytest.mark.parametrize("l2", [LOOP_FOREVER, HLT])
 def test_the_preemption_timer_of_l1(l2: bytes) -> None:
     guest = NestedGuest(l2, REASON)
