@@ -3,7 +3,7 @@
 Before an entry:  mode M | set AREA BIT | clear AREA BIT | field ENC [|]= V | inject INFO [ERROR] | kick
                   iobitmap PORT | msrbitmap read|write MSR | map GPA PERMS | unmap GPA | poke GPA HEX
                   eptad | shadow | shadowfield ENC = V | vmreadbitmap ENC | virtualapic [VTPR]
-                  apicaccess GPA | entrymsr MSR V | exitmsr MSR
+                  apicaccess GPA | entrymsr MSR V | exitmsr MSR | map1g GPA PERMS | invvpid TYPE [VPID [LINEAR]]
 An exit:          expect REASON [key=value …]
 After an exit:    do skip N | do rip = LABEL | do reg NAME = V | do iret | do skiphandler N | check …
 An instruction-caused exit is skipped by its reported length unless a `do` says otherwise.
@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.guests.vtx_machine import (
     CODE,
     ENTRY_CONTROLS,
+    EXIT_CONTROLS,
     HANDLER_SIZE,
     HANDLERS,
     PIN,
@@ -32,7 +33,13 @@ from tests.guests.vtx_machine import (
 from turtles.silicon.reasons import ExitReason
 
 GPRS = {n: i for i, n in enumerate("rax rcx rdx rbx rsp rbp rsi rdi".split())}
-AREAS = {"pin": PIN, "primary": PRIMARY, "secondary": SECONDARY, "entry": ENTRY_CONTROLS}
+AREAS = {
+    "pin": PIN,
+    "primary": PRIMARY,
+    "secondary": SECONDARY,
+    "exit": EXIT_CONTROLS,
+    "entry": ENTRY_CONTROLS,
+}
 NOT_SKIPPED = {
     "EXCEPTION_OR_NMI",
     "EXTERNAL_INTERRUPT",
@@ -97,7 +104,7 @@ class Script:
     def _set(self, area: str, bit: str) -> None:
         self._finish()
         m = self.machine
-        if area in ("primary", "secondary", "pin", "entry"):
+        if area in AREAS:
             m.control(AREAS[area], m.read(AREAS[area]) | 1 << int(bit))
 
     def _clear(self, area: str, bit: str) -> None:
@@ -139,6 +146,14 @@ class Script:
         self._finish()
         self.machine.map_2m(int(gpa, 0), int(permissions, 0))
         self.machine.memory.invept()
+
+    def _map1g(self, gpa: str, permissions: str) -> None:
+        self._finish()
+        self.machine.map_1g(int(gpa, 0), int(permissions, 0))
+        self.machine.memory.invept()
+
+    def _invvpid(self, kind: str, vpid: str = "0", linear: str = "0") -> None:
+        self.machine.memory.invvpid(int(kind), int(vpid, 0), int(linear, 0))
 
     def _unmap(self, gpa: str) -> None:
         self._map(gpa, "0")
@@ -277,6 +292,8 @@ class Script:
         elif what == "vapic":
             want = int(words[1], 0)
             actual = m.peek64(m.host_areas["vapic"] + int(words[0], 0)) & 0xFFFFFFFF
+        elif what == "gpa8":
+            want, actual = int(words[1], 0), m.peek64(int(words[0], 0))
         elif what == "state":
             want, actual = int(words[1], 0), m.state(words[0])
         elif what == "exitmsr":

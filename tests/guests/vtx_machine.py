@@ -126,11 +126,15 @@ class VtxMachine:
     def map_2m(self, gpa: int, permissions: int) -> None:
         self.poke64(self.ept_pd + (gpa >> 21) * 8, gpa | permissions | 6 << 3 | 0x80 if permissions else 0)
 
+    def map_1g(self, gpa: int, permissions: int) -> None:
+        """A page of 1 GiB at `gpa` (not the first) shows memory from its beginning."""
+        self.poke64(self.ept_pdpt + (gpa >> 30) * 8, permissions | 6 << 3 | 0x80)
+
     def ept_entry(self, gpa: int) -> int:
         return self.peek64(self.ept_pd + (gpa >> 21) * 8)
 
     def _fill_ept(self) -> None:
-        pdpt = self.page()
+        pdpt = self.ept_pdpt = self.page()
         self.ept_pd = self.page()
         self.poke64(self.ept_root, pdpt | 7)
         self.poke64(pdpt, self.ept_pd | 7)

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from tests.silicon.machine import CODE, DATA, STACK, Machine
-from turtles.silicon import Core, ExitReason, Vmcs
+from tests.silicon.machine import CODE, DATA, GUEST_TABLES, STACK, Machine
+from turtles.silicon import Core, ExitReason, Vmcs, controls, slots
 from turtles.silicon import fields as f
 
 CODE2 = CODE + 0x8000
@@ -211,3 +211,110 @@ def test_dirty_pages_are_taken_while_a_core_writes() -> None:
     for core in pair.cores:
         core.stop()
     pair.finish()
+
+
+def test_store_buffering_is_forbidden_with_fences() -> None:
+    """MOV [X], n; MFENCE; read Y on one core, the mirror image on the other: in each round one of the two sees
+    the other's store (SDM vol. 3, 9.2.5). A core that finds both results old executes UD2.
+    """
+
+    def side(mine: int, other: int, result: int) -> bytes:
+        # Each round: [mine] = n, fence, r = [other], [result] = r; then wait until the other is at n too.
+        body = (
+            b"\x48\xff\xc2"  # inc rdx
+            + b"\x48\x89\x14\x25"  # mov [mine], rdx
+            + a32(mine)
+            + b"\x0f\xae\xf0"  # mfence
+            + b"\x48\x8b\x04\x25"  # mov rax, [other]
+            + a32(other)
+            + b"\x48\x89\x04\x25"  # mov [result], rax
+            + a32(result)
+            + b"\x48\x39\x14\x25"  # 1: cmp [other's done], rdx
+            + a32(MEETING + 0x40 if mine == X else MEETING + 0x80)
+        )
+        done = MEETING + 0x80 if mine == X else MEETING + 0x40
+        # [done] = n before the wait, so that both results of round n are in memory when anybody goes on.
+        body = body[:-8] + b"\x48\x89\x14\x25" + a32(done) + body[-8:]
+        body += b"\x72\xf6"  # jb 1b
+        # Both have stored their results of round n: one of the two read n, or more.
+        check = (
+            b"\x48\x39\x14\x25"  # cmp [COUNT], rdx
+            + a32(COUNT)
+            + b"\x73\x0c"  # jae good
+            + b"\x48\x39\x14\x25"  # cmp [COUNT + 8], rdx
+            + a32(COUNT + 8)
+            + b"\x73\x02"  # jae good
+            + b"\x0f\x0b"  # ud2
+        )
+        return body + check
+
+    rounds = 20_000
+    codes = [
+        counted(side(*which)).replace(b"\xb9" + a32(ROUNDS), b"\xb9" + a32(rounds))
+        for which in ((X, Y, COUNT), (Y, X, COUNT + 8))
+    ]
+    pair = Pair(*codes)
+    assert pair.run() == BOTH_HALTED
+    assert pair.machine.memory.load(X) == pair.machine.memory.load(Y) == rounds
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_invvpid_reaches_running_cores(kind: int) -> None:
+    """When INVVPID returns, no core uses a linear mapping of that VPID any more (SDM 29.4.3)."""
+    there = 0x40000000 + COUNT  # a second name, through a PDPTE of its own
+    forever = b"\x48\xff\x04\x25" + a32(there) + b"\xeb\xf6"  # inc qword [there]; jmp
+    other = b"\x48\xff\x04\x25" + a32(there + 8) + b"\xeb\xf6"
+    pair = Pair(forever, other)
+    m = pair.machine
+    for vmcs in pair.vmcss:
+        vmcs.slots[f.SECONDARY_CONTROLS] |= controls.SECONDARY_VPID
+        vmcs.slots[f.VPID] = 7
+        vmcs.slots[f.EXCEPTION_BITMAP] = 1 << 14
+    pdpte = GUEST_TABLES + 0x1008
+    m.memory.store(pdpte, 8, 0x87)
+    pair.start()
+    deadline = time.monotonic() + SECONDS
+    while not (m.memory.load(COUNT) and m.memory.load(COUNT + 8)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    m.memory.store(pdpte, 8, 0)
+    m.memory.invvpid(kind, 7, there)
+    before = m.memory.read(COUNT, 16)
+    time.sleep(0.02)
+    assert m.memory.read(COUNT, 16) == before
+    assert pair.finish() == [ExitReason.EXCEPTION_OR_NMI, ExitReason.EXCEPTION_OR_NMI]
+    for vmcs in pair.vmcss:
+        assert vmcs.slots[f.EXIT_QUALIFICATION] & ~0xF == there & ~0xF
+
+
+def test_a_loop_that_another_core_rewrites_again_and_again() -> None:
+    """The immediate of an instruction in a hot loop changes often: no value is skipped back, the last one counts."""
+    # 1: mov eax, imm; cmp eax, ebx; jb bad; mov ebx, eax; cmp eax, 2000; jne 1b; hlt; bad: ud2
+    spin = (
+        b"\xb8\0\0\0\0"
+        + b"\x39\xd8"
+        + b"\x72\x0a"
+        + b"\x89\xc3"
+        + b"\x3d"
+        + a32(2000)
+        + b"\x75\xee"
+        + b"\xf4"
+        + b"\x0f\x0b"
+    )
+    # mov edx, 1: 2: mov [CODE + 1], edx; mov ecx, 300; 3: dec ecx; jnz 3b; inc edx; cmp edx, 2001; jne 2b; hlt
+    change = (
+        b"\xba\x01\0\0\0"
+        + b"\x89\x14\x25"
+        + a32(CODE + 1)
+        + b"\xb9"
+        + a32(300)
+        + b"\xff\xc9\x75\xfc"
+        + b"\xff\xc2"
+        + b"\x81\xfa"
+        + a32(2001)
+        + b"\x75\xe6"
+        + b"\xf4"
+    )
+    pair = Pair(spin, change)
+    assert pair.run() == BOTH_HALTED
+    assert pair.machine.state[slots.RBX] == 2000

@@ -3,12 +3,12 @@
 //!
 //! MOV to and from segment, control and debug registers belongs to the system group.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::alu::{Form, by_dword, by_wide, by_width, form, width};
 use super::native::bswap16;
 use super::operand::Word;
-use crate::cpu::{Bits, Cpu};
+use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::state::{flag, gpr};
 use crate::stop::Exec;
@@ -324,17 +324,6 @@ fn cache_line(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
-/// RDPID: IA32_TSC_AUX.
-fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let v = cpu.state.tsc_aux & 0xffff_ffff;
-    if cpu.mode.bits == Bits::B64 {
-        cpu.set_reg(insn.r[0], v)
-    } else {
-        cpu.set_reg(insn.r[0], v as u32)
-    }
-    Ok(())
-}
-
 fn select_mov(i: &Instruction) -> Option<Handler> {
     let special = |n: u32| i.op_kind(n) == OpKind::Register && !i.op_register(n).is_gpr();
     if special(0) || special(1) {
@@ -422,7 +411,6 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         _ if is_nop(i) => nop,
         M::Mfence | M::Lfence | M::Sfence => fence,
         M::Clflush | M::Clflushopt | M::Clwb => cache_line,
-        M::Rdpid if i.op0_register() != Register::None => rdpid,
         _ if i.condition_code() != iced_x86::ConditionCode::None && !i.is_jcc_short_or_near() => {
             return select_conditional(i);
         }

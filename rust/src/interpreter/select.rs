@@ -118,3 +118,29 @@ pub static OFFERED: &[CpuidFeature] = &[
     CpuidFeature::MULTIBYTENOP,
     CpuidFeature::CET_IBT,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Groups are asked in turn: an instruction that two of them take would hide the second one's handler,
+    /// and with it a check that only that one makes.
+    #[test]
+    fn no_two_groups_take_one_instruction() {
+        let mut twice = Vec::new();
+        for code in iced_x86::Code::values() {
+            let mut i = Instruction::default();
+            i.set_code(code);
+            if matches!(i.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence)
+                || super::super::mov::is_nop(&i)
+            {
+                continue; // either handler will do: nothing is checked
+            }
+            let takers = [super::super::select_integer(&i), system::select(&i), vector::select(&i)];
+            if takers.iter().flatten().count() > 1 {
+                twice.push(code);
+            }
+        }
+        assert_eq!(twice, []);
+    }
+}
