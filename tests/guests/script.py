@@ -3,7 +3,8 @@
 Before an entry:  mode M | set AREA BIT | clear AREA BIT | field ENC [|]= V | inject INFO [ERROR] | kick
                   iobitmap PORT | msrbitmap read|write MSR | map GPA PERMS | unmap GPA | poke GPA HEX
                   eptad | shadow | shadowfield ENC = V | vmreadbitmap ENC | virtualapic [VTPR]
-                  apicaccess GPA | entrymsr MSR V | exitmsr MSR | map1g GPA PERMS | invvpid TYPE [VPID [LINEAR]]
+                  apicaccess GPA | entrymsr MSR V | exitmsr MSR
+                  map1g GPA PERMS | invvpid TYPE [VPID [LINEAR]]
 An exit:          expect REASON [key=value …]
 After an exit:    do skip N | do rip = LABEL | do reg NAME = V | do iret | do skiphandler N | check …
 An instruction-caused exit is skipped by its reported length unless a `do` says otherwise.

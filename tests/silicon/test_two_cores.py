@@ -214,7 +214,7 @@ def test_dirty_pages_are_taken_while_a_core_writes() -> None:
 
 
 def test_store_buffering_is_forbidden_with_fences() -> None:
-    """MOV [X], n; MFENCE; read Y on one core, the mirror image on the other: in each round one of the two sees
+    """MOV [X], n; MFENCE; read Y on one core, the mirror image on the other: in each round one of them sees
     the other's store (SDM vol. 3, 9.2.5). A core that finds both results old executes UD2.
     """
 
@@ -288,7 +288,7 @@ def test_invvpid_reaches_running_cores(kind: int) -> None:
 
 
 def test_a_loop_that_another_core_rewrites_again_and_again() -> None:
-    """The immediate of an instruction in a hot loop changes often: no value is skipped back, the last one counts."""
+    """The immediate in a hot loop changes often: an older value never comes back, and the last one arrives."""
     # 1: mov eax, imm; cmp eax, ebx; jb bad; mov ebx, eax; cmp eax, 2000; jne 1b; hlt; bad: ud2
     spin = (
         b"\xb8\0\0\0\0"
@@ -301,7 +301,7 @@ def test_a_loop_that_another_core_rewrites_again_and_again() -> None:
         + b"\xf4"
         + b"\x0f\x0b"
     )
-    # mov edx, 1: 2: mov [CODE + 1], edx; mov ecx, 300; 3: dec ecx; jnz 3b; inc edx; cmp edx, 2001; jne 2b; hlt
+    # mov edx, 1; 2: mov [CODE + 1], edx; mov ecx, 300; 3: dec ecx; jnz 3b; inc edx; cmp edx, 2001; jne 2b
     change = (
         b"\xba\x01\0\0\0"
         + b"\x89\x14\x25"
