@@ -177,11 +177,16 @@ fn fetches_offer_no_assist() {
 #[test]
 fn too_many_accesses_stop_the_run_instead_of_looping() {
     let mut m = machine();
-    let mut bytes = [0; 80];
-    for i in 0..8 {
-        let r = m.cpu.read_bytes(0x2000, &mut bytes);
+    let most = m.cpu.state.replay.len() as u64;
+    // One instruction with `most` accesses of a page, and one more.
+    let access = |m: &mut Machine| {
+        let mut page = vec![0; 8 * most as usize];
+        m.cpu.read_bytes(0x2000, &mut page).and_then(|()| m.cpu.read::<u64>(0x2000))
+    };
+    for i in 0..most {
+        let r = access(&mut m);
         assert_eq!(assist(&m, r)[1], 0xfee0_0000 + 8 * i);
         done(&mut m, i);
     }
-    assert_eq!(m.cpu.read_bytes(0x2000, &mut bytes), Err(Stop::Missing));
+    assert_eq!(access(&mut m), Err(Stop::Missing));
 }
