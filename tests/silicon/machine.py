@@ -32,10 +32,11 @@ class Machine:
         model: Model = MODEL,
         ept: bool = True,
         clock: Literal["host", "virtual"] = "virtual",
+        engine: Literal["interpreter", "translator"] = "translator",
     ) -> None:
         self.memory = Memory(RAM, 1 << 20)
         self.model = model
-        self.core = Core(self.memory, model, clock)
+        self.core = Core(self.memory, model, clock, engine=engine)
         self._next_page = self.memory.size
         self.vmcs = Vmcs(self.memory, self.page())
         self.slots = self.vmcs.slots

@@ -288,7 +288,7 @@ def test_invvpid_reaches_running_cores(kind: int) -> None:
 
 
 def test_a_loop_that_another_core_rewrites_again_and_again() -> None:
-    """The immediate in a hot loop changes often: an older value never comes back, and the last one arrives."""
+    """The immediate in a hot loop changes often: no older value comes back, and the last one arrives."""
     # 1: mov eax, imm; cmp eax, ebx; jb bad; mov ebx, eax; cmp eax, 2000; jne 1b; hlt; bad: ud2
     spin = (
         b"\xb8\0\0\0\0"
