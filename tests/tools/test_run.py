@@ -106,6 +106,9 @@ def test_statistics_and_trace(tmp_path: Path) -> None:
 
 def test_outputs_that_fill_up(tmp_path: Path) -> None:
     path = kernel(tmp_path, (COM1 + HELLO) * 200 + POWER_OFF_WITH_5)
+    result = run(path, "--serial", "file:/dev/full")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "turtles: --serial /dev/full: not everything could be written"
     for option in ("--stats", "--trace"):
         result = run(path, option, "/dev/full")
         assert result.returncode == 1

@@ -182,8 +182,19 @@ def serial_sink(where: str, stack: contextlib.ExitStack) -> Callable[[bytes], No
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     except OSError as e:
         raise Failure(f"--serial {path}: {e.strerror}") from None
-    stack.callback(os.close, descriptor)
-    return lambda data: void(write_all(descriptor, data))
+    complete = True
+
+    def to_file(data: bytes) -> None:
+        nonlocal complete
+        complete = write_all(descriptor, data) and complete
+
+    def finish() -> None:
+        os.close(descriptor)
+        if not complete:
+            raise Failure(f"--serial {path}: not everything could be written")
+
+    stack.callback(finish)
+    return to_file
 
 
 def void(value: object) -> None:
