@@ -46,6 +46,10 @@ fn two_byte_has_modrm(opcode: u8) -> bool {
     !matches!(opcode, 0x05..=0x09 | 0x0b | 0x0e | 0x30..=0x37 | 0x77 | 0x80..=0x8f | 0xa0..=0xa2 | 0xa8..=0xaa | 0xc8..=0xcf)
 }
 
+fn is_prefix(byte: u8) -> bool {
+    matches!(byte, 0x66 | 0xf2 | 0xf3 | 0xf0 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0x40..=0x4f)
+}
+
 impl<'a> Encoding<'a> {
     /// Takes `bytes`, one valid instruction, apart; `None` for encodings that are not covered.
     #[must_use]
@@ -66,11 +70,12 @@ impl<'a> Encoding<'a> {
         loop {
             match *bytes.get(at)? {
                 b @ (0x66 | 0xf2 | 0xf3 | 0xf0) => {
-                    // A REX before a prefix is ignored; none of that here.
                     *e.prefixes.get_mut(e.prefix_count)? = b;
                     e.prefix_count += 1;
                 }
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                // A REX that another prefix follows is ignored.
+                0x40..=0x4f if is_prefix(*bytes.get(at + 1)?) => {}
                 _ => break,
             }
             at += 1;

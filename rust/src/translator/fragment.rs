@@ -144,6 +144,9 @@ impl Builder<'_> {
         self.draft.entry = 0;
         if needed {
             save_flags(&mut self.a);
+        } else {
+            // The two ways in stay apart: where the code goes stale, what replaces it may need the flags.
+            self.a.bytes(&[0x0f, 0x1f, 0x44, 0x00, 0x00]);
         }
         self.draft.entry_saved = self.a.at() as u32;
         let n = self.insns.len() as i32;

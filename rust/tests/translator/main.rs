@@ -1,0 +1,11 @@
+//! The translator against the interpreter and the host, its code's size, and what a running system does to it.
+
+#[path = "../guest/mod.rs"]
+mod guest;
+#[path = "../native/mod.rs"]
+mod native;
+
+mod fuzz;
+mod native_blocks;
+mod pair;
+mod program;

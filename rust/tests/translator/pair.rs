@@ -1,0 +1,175 @@
+//! Two processors over equal memories, one with the translator; and what differs between them.
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use silicon::mmu::Invalidation;
+use silicon::state::{flag, seg};
+
+use crate::guest::{FINE, Guest, Outcome};
+use crate::program::{ABSENT, CODE, DATA, DATA_PAGES, Program, READ_ONLY, listing};
+
+/// A guest in which programs run, at CPL 3.
+pub fn guest_for_programs() -> Guest {
+    let mut guest = Guest::long(3);
+    guest.cpu.state.xcr0 = silicon::interpreter::vector::features::xcr0_supported();
+    guest.unmap_all();
+    for n in 0..DATA_PAGES {
+        let flags = match n {
+            READ_ONLY => 5,
+            ABSENT => continue,
+            _ => 7,
+        };
+        guest.map(DATA + n * 4096, DATA + n * 4096, flags);
+    }
+    for n in 0..2 {
+        guest.map(CODE + n * 4096, CODE + n * 4096, 7);
+    }
+    guest
+}
+
+/// Puts a program and its start into a guest.
+pub fn load(guest: &mut Guest, p: &Program) {
+    guest.load(p.start, &p.code);
+    guest.load(DATA, &p.data);
+    let s = &mut *guest.cpu.state;
+    s.gpr = p.gpr;
+    (s.rip, s.rflags) = (p.start, p.rflags);
+    s.ymm = p.ymm;
+    s.mxcsr = u64::from(p.mxcsr);
+    s.seg[seg::FS].base = p.fs;
+    s.seg[seg::GS].base = p.gs;
+    (s.cr2, s.pending_debug) = (0, 0);
+    (s.fcw, s.fsw, s.ftw, s.fop, s.fip, s.fdp) = (0x37f, 0, 0xffff, 0, 0, 0);
+    s.st = Default::default();
+    s.retired = 0;
+    guest.ready();
+}
+
+/// The interpreter and the translator.
+pub struct Pair {
+    pub interpreter: Guest,
+    pub translator: Guest,
+    exact: bool,
+}
+
+impl Pair {
+    pub fn new(exact: bool) -> Self {
+        let mut translator = guest_for_programs();
+        translator.cpu.use_translator_with(4 << 20).expect("executable memory");
+        let settings = translator.cpu.translator.as_mut().expect("a translator");
+        (settings.warm, settings.exact_flags) = (0, exact);
+        Self { interpreter: guest_for_programs(), translator, exact }
+    }
+
+    /// Runs a program on both sides with stops at random counts; a message where they differ.
+    pub fn compare(&mut self, rng: &mut StdRng, p: &Program) -> Result<u64, String> {
+        load(&mut self.interpreter, p);
+        load(&mut self.translator, p);
+        if rng.random_range(0..4) == 0 {
+            for guest in [&mut self.interpreter, &mut self.translator] {
+                guest.cpu.invalidate(Invalidation::Vpid { vpid: 0 });
+            }
+        }
+        let mut counts = Vec::new();
+        for _ in 0..rng.random_range(2..5) {
+            let count = if rng.random_range(0..3) == 0 { rng.random_range(1..400) } else { rng.random_range(1..40) };
+            counts.push(count);
+            let wanted = self.interpreter.run(count);
+            let got = self.translator.run(count);
+            if beyond(self.translator.cpu.state.rip) && !beyond(self.interpreter.cpu.state.rip) {
+                // Known: a branch to a non-canonical address faults behind the branch, not at it.
+                break;
+            }
+            let mut wrong = self.difference(wanted, got);
+            if !wrong.is_empty() {
+                wrong += &format!("  stops {counts:?}, flags {}\n", if self.exact { "exact" } else { "lazy" });
+                return Err(wrong + &format!("  from {p:x?}\n", p = Brief(p)) + &listing(p));
+            }
+            if wanted != Outcome::Done {
+                break;
+            }
+        }
+        Ok(self.interpreter.cpu.state.retired)
+    }
+
+    fn difference(&self, wanted: Outcome, got: Outcome) -> String {
+        let mut wrong = String::new();
+        if wanted != got {
+            wrong += &format!("  outcome {got:x?}, the interpreter {wanted:x?}\n");
+        }
+        let (mut i, mut t) = (self.interpreter.cpu.state.clone_state(), self.translator.cpu.state.clone_state());
+        if !self.exact {
+            // Flags that no instruction will read may differ where the program stops; those that one reads
+            // show in registers and branches.
+            i.rflags &= !flag::STATUS;
+            t.rflags &= !flag::STATUS;
+        }
+        for n in 0..16 {
+            if i.gpr[n] != t.gpr[n] {
+                wrong += &format!("  gpr {n}: {:x}, the interpreter {:x}\n", t.gpr[n], i.gpr[n]);
+            }
+            if i.ymm[n] != t.ymm[n] {
+                wrong += &format!("  ymm {n}: {:x?}, the interpreter {:x?}\n", t.ymm[n], i.ymm[n]);
+            }
+        }
+        let mut one = |name: &str, a: u64, b: u64| {
+            if a != b {
+                wrong += &format!("  {name}: {b:x}, the interpreter {a:x}\n");
+            }
+        };
+        one("rip", i.rip, t.rip);
+        one("rflags", i.rflags, t.rflags);
+        one("retired", i.retired, t.retired);
+        one("mxcsr", i.mxcsr, t.mxcsr);
+        one("cr2", i.cr2, t.cr2);
+        if wrong.is_empty() && i != t {
+            wrong += "  some other part of the state\n";
+        }
+        let (a, b) = (bytes(&self.interpreter), bytes(&self.translator));
+        if let Some(n) = (0..a.len()).find(|&n| a[n] != b[n]) {
+            wrong += &format!("  memory at {:x}: {:x}, the interpreter {:x}\n", DATA + n as u64, b[n], a[n]);
+        }
+        wrong
+    }
+}
+
+/// The address is not canonical.
+fn beyond(address: u64) -> bool {
+    !matches!(address >> 47, 0 | 0x1_ffff)
+}
+
+/// The data pages and the code pages.
+fn bytes(guest: &Guest) -> Vec<u8> {
+    let mut data = vec![0; (DATA_PAGES * 4096) as usize];
+    guest.cpu.memory.read_bytes(FINE, &mut data);
+    let mut code = vec![0; 8192];
+    guest.cpu.memory.read_bytes(CODE, &mut code);
+    data.extend(code);
+    data
+}
+
+trait CloneState {
+    fn clone_state(&self) -> silicon::state::State;
+}
+
+impl CloneState for silicon::state_block::StateBlock {
+    fn clone_state(&self) -> silicon::state::State {
+        (**self).clone()
+    }
+}
+
+/// Registers of a program, without its memory.
+pub struct Brief<'a>(pub &'a Program);
+
+impl std::fmt::LowerHex for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x?}", self.0.gpr)
+    }
+}
+
+impl std::fmt::Debug for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let p = self.0;
+        write!(f, "gpr {:x?} rflags {:x} mxcsr {:x} fs {:x} gs {:x}", p.gpr, p.rflags, p.mxcsr, p.fs, p.gs)
+    }
+}
