@@ -1,4 +1,5 @@
-# `make demo` runs the tower, `make test` every test, `make lint` every check of style and types.
+# `make demo` runs the tower, `make test` every test, `make lint` every check of style and types, `make bench`
+# measures everything beside this host and QEMU.
 # Each makes .venv by itself; what is already there and unchanged is not made again.
 
 VENV   := .venv
@@ -8,13 +9,22 @@ PYTHON ?= python3
 export CARGO_TARGET_DIR ?= $(CURDIR)/rust/target
 RUST_SOURCES := $(shell find rust/src -name '*.rs') rust/Cargo.toml rust/Cargo.lock
 
-.PHONY: all demo test test-rust test-python lint format clean
+.PHONY: all demo bench test test-rust test-python lint format clean
 
 all: $(VENV)/.built
 
 demo: $(VENV)/.built
 	@.ci/need mke2fs:e2fsprogs || true
 	$(BIN)/turtles demo
+
+bench: $(VENV)/.bench
+	@.ci/need mke2fs:e2fsprogs cc:gcc qemu-system-x86_64:qemu-system-x86
+	$(BIN)/turtles bench silicon
+	$(BIN)/turtles bench peers
+
+$(VENV)/.bench: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python .ci/requirements bench)
+	touch $@
 
 test: test-rust test-python
 

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from turtles.guests import benchmarks
 from turtles.guests.cache import build, cache_root, digest, locked
 from turtles.guests.cpio import Archive
 from turtles.guests.libraries import closure
@@ -51,17 +52,21 @@ class Recipe:
     name: str
     packages: tuple[str, ...]
     tower: bool
+    measured: bool = False  # one root for every level, with the programs of the benches
 
     @property
     def key(self) -> str:
         """Content hash of everything of ours that decides what comes out."""
         scripts = [script(name) for name in SCRIPTS]
         words = [FORMAT, self.name, COMMON_APPEND, *self.packages, *DISK_MODULES, *KVM_MODULES, *FIRMWARE]
-        return digest(*(w.encode() for w in words), *scripts)
+        more = benchmarks.content() if self.measured else []
+        return digest(*(w.encode() for w in words), *scripts, *more)
 
 
+TOWER_PACKAGES: Final = ("linux-image-cloud-amd64", "qemu-system-x86", "busybox-static")
 RECIPES: Final = {
-    "tower": Recipe("tower", ("linux-image-cloud-amd64", "qemu-system-x86", "busybox-static"), True),
+    "tower": Recipe("tower", TOWER_PACKAGES, True),
+    "bench": Recipe("bench", (*TOWER_PACKAGES, *benchmarks.PACKAGES), False, measured=True),
     "standard": Recipe("standard", ("linux-image-amd64", "busybox-static"), False),
 }
 
@@ -147,17 +152,30 @@ def _build(recipe: Recipe, target: Path, root: Path, report: Report) -> None:
         shutil.copyfile(_kernel_file(tree, modules.version), target / "vmlinuz")
         busybox = _busybox(tree)
         (target / "initrd").write_bytes(_initrd(modules, busybox))
-        report("making L2's root", None)
         stage = tree / "stage"
+        if recipe.measured:
+            report("making the root", None)
+            _stage_kvm(stage, tree, target, modules, busybox, "l1-init")
+            benchmarks.stage(stage, tree, root / "workloads")
+            _ld_cache(stage)
+            (stage / "sbin/init").write_bytes(benchmarks.file("bench-init"))
+            make_ext4(stage, target / "root.img")
+            return _write_manifest(target, modules.version, packages)
+        report("making L2's root", None)
         _stage_base(stage / "l2", busybox, "l2-init")
         if not recipe.tower:
             make_ext4(stage / "l2", target / "root.img")
         else:
             make_ext4(stage / "l2", tree / "l2.img")
             report("making L1's root", None)
-            _stage_l1(stage / "l1", tree, target, modules, busybox)
+            _stage_kvm(stage / "l1", tree, target, modules, busybox, "l1-init")
+            shutil.copyfile(tree / "l2.img", stage / "l1/l2/root.img")
             make_ext4(stage / "l1", target / "root.img")
-    manifest = {"kernel_version": modules.version, "packages": [asdict(p) for p in packages]}
+    _write_manifest(target, modules.version, packages)
+
+
+def _write_manifest(target: Path, version: str, packages: Sequence[Package]) -> None:
+    manifest = {"kernel_version": version, "packages": [asdict(p) for p in packages]}
     (target / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -213,8 +231,9 @@ def _applets(busybox: Path) -> list[str]:
     return [name for name in result.stdout.split() if "/" not in name]
 
 
-def _stage_l1(stage: Path, tree: Path, target: Path, modules: ModuleTree, busybox: Path) -> None:
-    _stage_base(stage, busybox, "l1-init")
+def _stage_kvm(stage: Path, tree: Path, target: Path, modules: ModuleTree, busybox: Path, init: str) -> None:
+    """A root with KVM, QEMU, and L2's kernel and initrd."""
+    _stage_base(stage, busybox, init)
     (stage / "modules").mkdir()
     for name in KVM_MODULES:
         order = modules.order([name])
@@ -227,7 +246,6 @@ def _stage_l1(stage: Path, tree: Path, target: Path, modules: ModuleTree, busybo
     (stage / "l2").mkdir()
     shutil.copyfile(target / "vmlinuz", stage / "l2/vmlinuz")
     shutil.copyfile(target / "initrd", stage / "l2/initrd")
-    shutil.copyfile(tree / "l2.img", stage / "l2/root.img")
     (stage / "l2/append").write_text(f"{COMMON_APPEND} turtles.level=2\n")
 
 

@@ -1,20 +1,15 @@
-"""`turtles bench`: how fast silicon is, the tower beside QEMU's TCG, and whether virtual time repeats.
+"""`turtles bench`: picks the bench; here also silicon's bare speed, and whether virtual time repeats.
 
-Every run is a process of its own, timed from outside by the host's clock. Not here: plots, ratios to reach.
+Every run is a process of its own. Not here: what is compared with the host and with QEMU (`compare`), plots.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import selectors
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,93 +18,31 @@ from rich.table import Table
 
 from turtles.guests import workloads
 from turtles.guests.cache import cache_root
-from turtles.guests.images import RECIPES, ImageSet, obtain
-from turtles.tools.doctor import cpu_name, find_tool
+from turtles.tools import compare
+from turtles.tools.compare import images
+from turtles.tools.doctor import cpu_name
+from turtles.tools.measure import (
+    Reader,
+    Results,
+    Say,
+    Settings,
+    follow,
+    result_directory,
+    turtles,
+    turtles_guest,
+)
 from turtles.tools.options import Failure
 from turtles.tools.progress import progress
 
-LONGEST_RUN_S: Final = 1800.0
-INIT_LINE: Final = b"L1: Linux"  # the first line of L1's init script
-L2_LINE: Final = b"L2| L2: Linux"  # of L2's
-MEMORY: Final = "1G"
 ENGINES: Final = ("interpreter", "translator")
 
-Say = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Run:
-    """One timed process: seconds until each landmark in its output, and until its end."""
-
-    seconds: float
-    landmarks: Mapping[str, float]
-    status: int
-    output: bytes = field(repr=False)
-
-
-def timed(command: Sequence[str], landmarks: Mapping[str, bytes], limit: float = LONGEST_RUN_S) -> Run:
-    """Run a command and note when its output first contains each landmark."""
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    if process.stdout is None or process.stderr is None:
-        raise Failure("cannot read what a program writes")
-    output, seen = bytearray(), dict[str, float]()
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        selector.register(process.stderr, selectors.EVENT_READ)
-        while selector.get_map():
-            if time.monotonic() - begin > limit:
-                process.kill()
-            for key, _ in selector.select(1.0):
-                data = os.read(key.fd, 65536)
-                if not data:
-                    selector.unregister(key.fileobj)
-                output += data
-            now = time.monotonic() - begin
-            for name, text in landmarks.items():
-                if name not in seen and text in output:
-                    seen[name] = now
-    status = process.wait()
-    return Run(time.monotonic() - begin, seen, status, bytes(output))
-
-
-def turtles(*arguments: str) -> list[str]:
-    """The command of a run of this program."""
-    return [sys.executable, "-m", "turtles", *arguments]
-
-
-def turtles_guest(images: ImageSet, mode: str, *more: str) -> list[str]:
-    """`turtles run` of a set of images."""
-    files = ("--kernel", str(images.kernel), "--initrd", str(images.initrd), "-m", MEMORY)
-    disk = ("--drive", f"{images.root},snapshot=on")
-    return turtles("run", *files, *disk, "--append", f"{images.append} turtles.mode={mode}", *more)
-
-
-def qemu_guest(images: ImageSet, mode: str) -> list[str]:
-    """The same guest under QEMU's TCG, which has SVM where silicon has VT-x."""
-    qemu = find_tool("qemu-system-x86_64")
-    if qemu is None:
-        raise Failure("qemu-system-x86_64 is missing; install the package qemu-system-x86")
-    machine = ("-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-nodefaults", "-nographic", "-no-reboot")
-    files = ("-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", "stdio")
-    disk = ("-drive", f"file={images.root},if=virtio,format=raw,snapshot=on")
-    return [qemu, *machine, *files, *disk, "-append", f"{images.append} turtles.mode={mode}"]
-
-
-def checked(name: str, run: Run, status: int = 0) -> Run:
-    """A run that must have ended with `status`; else what it said last."""
-    if run.status != status:
-        last = run.output.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing was said"]
-        raise Failure(f"{name} ended with status {run.status}: {last[0]}")
-    return run
-
-
-def images(name: str) -> ImageSet:
-    """A set of images, from the cache or built now."""
-    with progress(f"{name} images") as report:
-        return obtain(RECIPES[name], report)
+def checked(name: str, command: Sequence[str], status: int = 0) -> None:
+    """Run a command that must end with `status`; else what it said last."""
+    reader = Reader(name, 0, 1, Results(), lambda row: None)
+    ended = follow(command, reader)
+    if ended != status:
+        raise Failure(f"{name} ended with status {ended}: {reader.last}")
 
 
 # --- what is measured ---
@@ -123,16 +56,19 @@ def silicon_speed(say: Say, *, standard: bool = False) -> list[dict[str, Any]]:
     commands: dict[str, tuple[list[str], int]] = {
         title: (turtles(*small, "--append", f"work={name}"), 1) for name, title in workloads.WORKLOADS.items()
     }
-    commands["boot of the cloud kernel"] = (turtles_guest(tower, "boot"), 0)
+    commands["boot of the cloud kernel"] = (turtles_guest(tower, "turtles.mode=boot"), 0)
     if standard:
-        commands["boot of the standard kernel (xz)"] = (turtles_guest(images("standard"), "boot"), 0)
+        commands["boot of the standard kernel (xz)"] = (
+            turtles_guest(images("standard"), "turtles.mode=boot"),
+            0,
+        )
     rows = []
     for title, (command, status) in commands.items():
         for engine in ENGINES:
             say(f"{title}, {engine}")
             with tempfile.NamedTemporaryFile(suffix=".json") as stats:
                 options = ("--engine", engine, "--stats", stats.name)
-                checked(title, timed([*command, *options], {}), status)
+                checked(title, [*command, *options], status)
                 figures = json.loads(Path(stats.name).read_text())["run"]
             rows.append(
                 {"what": title, "engine": engine, **{k: figures[k] for k in ("seconds", "retired", "mips")}}
@@ -140,38 +76,19 @@ def silicon_speed(say: Say, *, standard: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def peers(say: Say, pairs: int) -> list[dict[str, Any]]:
-    """The tower and L1's boot, turtles and TCG by turns."""
-    tower = images("tower")
-    landmarks = {"L1's init": INIT_LINE, "L2's init": L2_LINE}
-    programs = {"turtles": turtles_guest(tower, "tower"), "tcg": qemu_guest(tower, "tower")}
-    samples: dict[str, dict[str, list[float]]] = {p: {} for p in programs}
-    for i in range(pairs):
-        for program, command in programs.items():
-            say(f"pair {i + 1} of {pairs}: {program}")
-            run = checked(program, timed(command, landmarks))
-            for what, seconds in {**run.landmarks, "whole tower": run.seconds}.items():
-                samples[program].setdefault(what, []).append(seconds)
-    rows = []
-    for what in ("L1's init", "L2's init", "whole tower"):
-        ours, theirs = (statistics.median(samples[p].get(what) or [float("nan")]) for p in ("turtles", "tcg"))
-        rows.append({"what": what, "turtles_s": ours, "tcg_s": theirs, "ratio": ours / theirs})
-    return rows
-
-
 def determinism(say: Say, *, tower: bool) -> dict[str, Any]:
     """Two runs under virtual time: the digests of all exits and the serial bytes must be equal."""
     if tower:
-        base = turtles_guest(images("tower"), "tower", "--clock", "virtual")
+        base = turtles_guest(images("tower"), "turtles.mode=tower", "--clock", "virtual")
     else:
-        base = turtles_guest(images("tower"), "boot", "--clock", "virtual")
+        base = turtles_guest(images("tower"), "turtles.mode=boot", "--clock", "virtual")
     found = []
     with tempfile.TemporaryDirectory() as directory:
         for i in range(2):
             say(f"run {i + 1} of 2")
             stats, serial = Path(directory, f"{i}.json"), Path(directory, f"{i}.txt")
             command = [*base, "--serial", f"file:{serial}", "--stats", str(stats)]
-            checked("the run", timed(command, {}))
+            checked("the run", command)
             found.append((json.loads(stats.read_text())["run"]["digest"], serial.read_bytes()))
     (first, second) = found
     return {
@@ -210,23 +127,48 @@ def write(path: str | None, name: str, result: Any) -> None:
         raise Failure(f"--json {path}: {e.strerror}") from None
 
 
-def run_bench(name: str, pairs: int, standard: bool, path: str | None) -> int:
-    """One of the benches by name; 1 where a run that must repeat did not."""
-    console = Console()
-    with progress(f"bench {name}") as report:
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `turtles bench` was told; none: as the bench has it by itself."""
+
+    name: str
+    pairs: int = 1
+    standard: bool = False
+    quick: bool = False
+    scale: float | None = None
+    repeats: int | None = None
+    rows: tuple[str, ...] = ()
+    json: str | None = None
+    page: str | None = None
+
+
+def settings(o: BenchOptions) -> Settings:
+    """What the set runs."""
+    base = compare.QUICK if o.quick or o.name == "silicon" else compare.FULL
+    return replace(base, scale=o.scale or base.scale, repeats=o.repeats or base.repeats, rows=o.rows)
+
+
+def run_bench(o: BenchOptions) -> int:
+    """One of the benches; 1 where a run failed, or one that must repeat did not."""
+    with progress(f"bench {o.name}") as report:
 
         def say(what: str) -> None:
             report(what, None)
 
-        if name == "silicon":
-            result: Any = silicon_speed(say, standard=standard)
-        elif name == "peers":
-            result = peers(say, pairs)
+        if o.name in ("silicon", "peers"):
+            json_path = Path(o.json) if o.json else result_directory() / f"{o.name}.json"
+            if o.name == "silicon":
+                found = compare.silicon(say, o.pairs, settings(o), compare.QUICK_ROUNDS)
+                if not o.quick:
+                    found.speed = silicon_speed(say, standard=o.standard)
+            else:
+                found = compare.peers(say, o.pairs, settings(o), json_path)
         else:
-            result = determinism(say, tower=name == "determinism-tower")
-    if isinstance(result, list):
-        show(name, result, console)
-    else:
-        console.print(result)
-    write(path, name, result)
-    return 0 if isinstance(result, list) or result["equal"] else 1
+            repeated = determinism(say, tower=o.name == "determinism-tower")
+    if o.name in ("silicon", "peers"):
+        if found.speed:
+            show("speed", found.speed, Console())
+        return compare.finish(found, json_path, Path(o.page) if o.page else json_path.with_suffix(".html"))
+    Console().print(repeated)
+    write(o.json, o.name, repeated)
+    return 0 if repeated["equal"] else 1

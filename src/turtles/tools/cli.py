@@ -210,13 +210,29 @@ def demo(embedded: bool, clock: str, timeout: float, stats: str | None) -> None:
 @main.command()
 @click.argument("name", type=click.Choice(["silicon", "peers", "determinism", "determinism-tower"]))
 @click.option("--pairs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each peer.")
+@click.option("--quick", is_flag=True, help="Micro-benchmarks only, in fewer rounds.")
 @click.option("--standard", is_flag=True, help="Also boot the standard kernel (xz), which takes longer.")
-@click.option("--json", "path", metavar="FILE", help="Write the result as JSON.")
-def bench(name: str, pairs: int, standard: bool, path: str | None) -> None:
-    """Measure: silicon's speed, the tower beside QEMU's TCG, or whether virtual time repeats."""
-    from turtles.tools.bench import run_bench
+@click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Length of the micro-benchmarks.")
+@click.option("--repeats", type=click.IntRange(min=1), help="In each run; the first warms up.")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Only these micro-benchmarks (repeat).")
+@click.option("--json", "json_path", metavar="FILE", help="Where results go [bench/results/NAME.json].")
+@click.option("--page", metavar="FILE", help="Where the HTML page goes [beside the JSON].")
+def bench(
+    name: str,
+    pairs: int,
+    quick: bool,
+    standard: bool,
+    scale: float | None,
+    repeats: int | None,
+    rows: tuple[str, ...],
+    json_path: str | None,
+    page: str | None,
+) -> None:
+    """Measure: silicon beside this host, everything beside QEMU's TCG, or whether virtual time repeats."""
+    from turtles.tools.bench import BenchOptions, run_bench
 
-    raise SystemExit(run_bench(name, pairs, standard, path))
+    options = BenchOptions(name, pairs, standard, quick, scale, repeats, rows, json_path, page)
+    raise SystemExit(run_bench(options))
 
 
 @main.command()

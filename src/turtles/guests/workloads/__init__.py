@@ -11,6 +11,7 @@ from typing import Final
 from turtles.guests.freestanding import compile_guest
 
 WORKLOADS: Final = {"loop": "integer loop", "near": "memory walk, 2 MiB", "walk": "memory walk, 64 MiB"}
+CPUID_ROUNDS: Final = 200_000  # as in start.S; work=cpuid, and work=none for what a run takes without
 
 
 def build(cache: Path) -> Path:

@@ -1,10 +1,11 @@
 /*
  * Workloads that measure silicon. Multiboot 1 entry, long mode with the first GiB mapped by 2-MiB pages,
- * then one loop, chosen by the last character of "work=loop", "work=near" or "work=walk". Each runs a fixed
- * number of instructions and ends with a debug-exit of 0.
+ * then one loop, chosen by the fourth character of "work=loop", "work=near", "work=walk" or "work=cpuid";
+ * "work=none" has none. Each runs a fixed number of instructions and ends with a debug-exit of 0.
  */
 #define LOOP_ROUNDS  50000000           /* 9 instructions each */
 #define WALK_ROUNDS  50000000           /* 5 instructions each */
+#define CPUID_ROUNDS 200000             /* 4 instructions each */
 #define WALK_BASE    0x1000000          /* from 16 MiB on, a load every 4 KiB + 64 bytes */
 #define NEAR_MASK    0x1fffff           /* over 2 MiB: pages that a TLB holds */
 #define FAR_MASK     0x3ffffff          /* over 64 MiB: pages that it does not */
@@ -63,6 +64,10 @@ long_mode:
     movl $NEAR_MASK, %r8d
     cmpb $'r', %bpl
     je walk
+    cmpb $'i', %bpl
+    je identify
+    cmpb $'e', %bpl
+    je done
 
     movl $LOOP_ROUNDS, %ecx
     movl $12345, %eax
@@ -84,6 +89,14 @@ walk:
     addl $0x1040, %eax
     andl %r8d, %eax
     decl %ecx
+    jnz 1b
+    jmp done
+
+identify:
+    movl $CPUID_ROUNDS, %esi
+1:  xorl %eax, %eax
+    cpuid
+    decl %esi
     jnz 1b
 
 done:
