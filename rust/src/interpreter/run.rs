@@ -133,7 +133,11 @@ impl Cpu {
     unsafe fn translated(&mut self, block: *mut Block, linear: u64) -> Option<Exec> {
         // SAFETY: by contract; nobody else holds a reference.
         let block = unsafe { &mut *block };
-        if block.bits != Bits::B64 || block.second_pa != ONE_PAGE || self.budget() < block.insns.len() as u64 {
+        if block.bits != Bits::B64
+            || matches!(self.mode.cpl, 1 | 2)
+            || block.second_pa != ONE_PAGE
+            || self.budget() < block.insns.len() as u64
+        {
             return None;
         }
         if block.warmth < self.translator.as_ref().map_or(u16::MAX, |t| t.warm) {

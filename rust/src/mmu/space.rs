@@ -135,6 +135,13 @@ impl Cpu {
         self.mmu.data
     }
 
+    /// The array of supervisor accesses that SMAP checks, or of those that it does not.
+    #[must_use]
+    pub fn view_array(&self, checked: bool) -> *const TlbEntry {
+        let view = if checked { View::SupervisorSmap } else { View::Supervisor };
+        self.mmu.contexts.get(self.mmu.current).map_or(NOTHING.as_ptr(), |c| c.array(view))
+    }
+
     /// A number for the present address space and privilege, under which branch targets may be remembered: it
     /// changes when a mapping that code was fetched through is dropped. When numbers run out, `forget` is
     /// called: everything remembered is to be dropped.

@@ -5,7 +5,7 @@
 //! the address of the last byte) that the access stays in the page. It does not know how to fill itself.
 
 /// Entries of one array.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 
 /// A tag for slot `n` that no address matches which looks there, neither by its page nor by its distance: it is
 /// not canonical, and its page belongs into another slot.

@@ -153,6 +153,16 @@ impl PyCore {
         .into())
     }
 
+    /// How often translated code called the interpreter's handler, by mnemonic: misses of the TLB, and
+    /// instructions that are not translated.
+    #[getter]
+    fn helped(&self) -> PyResult<std::collections::HashMap<String, u64>> {
+        let cpu = self.cpu()?;
+        let Some(translator) = &cpu.translator else { return Ok(std::collections::HashMap::new()) };
+        let counted = iced_x86::Mnemonic::values().zip(&translator.helped_by).filter(|(_, count)| **count != 0);
+        Ok(counted.map(|(mnemonic, &count)| (format!("{mnemonic:?}").to_lowercase(), count)).collect())
+    }
+
     /// What it offers.
     #[getter]
     fn model(&self, py: Python<'_>) -> Py<PyModel> {

@@ -4,6 +4,7 @@
 #[allow(missing_docs)]
 pub mod reg {
     pub const RAX: u8 = 0;
+    pub const RDX: u8 = 2;
     pub const RSP: u8 = 4;
     pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
@@ -19,7 +20,10 @@ pub mod reg {
 /// Condition codes of Jcc.
 #[allow(missing_docs)]
 pub mod cc {
+    pub const AE: u8 = 3;
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
+    pub const L: u8 = 12;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
 }

@@ -11,8 +11,9 @@ use super::asm::Asm;
 use super::fragment::{self, Context};
 use super::glue::{self, Glue};
 use super::hot::Hot;
-use crate::decode::{Block, Insn};
+use crate::decode::{Block, DecodedInsn, Insn};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
+use crate::memory::Memory;
 
 /// Host code kept by default, in bytes: what a guest of 4 GB that compiles and computes has warm.
 pub const DEFAULT_BYTES: usize = 128 << 20;
@@ -113,6 +114,8 @@ pub struct Translator {
     pub exact_flags: bool,
     /// Times that a block is interpreted before it is translated.
     pub warm: u16,
+    /// Calls of helpers by mnemonic: what to translate next.
+    pub helped_by: Vec<u64>,
     /// What it has done.
     pub statistics: Statistics,
     /// Variant of the fragments that run.
@@ -145,7 +148,7 @@ impl Hasher for AddressHasher {
 }
 
 fn key(host_pa: u64, variant: u8) -> u64 {
-    host_pa << 2 | u64::from(variant & 3)
+    host_pa << 4 | u64::from(variant & 15)
 }
 
 impl Translator {
@@ -172,6 +175,7 @@ impl Translator {
             limit,
             exact_flags: false,
             warm: WARM,
+            helped_by: vec![0; 4096],
             statistics: Statistics::default(),
             variant: 0,
             seen: 0,
@@ -216,7 +220,7 @@ impl Translator {
     }
 
     /// Translates a block that is fresh. `None`: it is not to be had now.
-    pub fn make(&mut self, block: &Block, variant: u8, hot: &mut Hot) -> Option<u32> {
+    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<u32> {
         let host_pa = block.host_pa;
         let mut old = None;
         if let Some(&number) = self.by_key.get(&key(host_pa, variant)) {
@@ -232,12 +236,14 @@ impl Translator {
             self.clear(hot);
             old = None;
         }
+        let next = follower(block, memory);
         let context = Context {
             glue_base: self.glue_base as u64,
             glue: self.glue,
             first_site: self.sites.len() as u32,
             first_link: self.links.len() as u32,
-            vector_bits: variant,
+            variant,
+            next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
         let draft = fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.infos);
@@ -337,4 +343,23 @@ fn jump(from: *const u8, to: *const u8) -> [u8; PATCH] {
     let mut code = [0xe9, 0, 0, 0, 0];
     code[1..].copy_from_slice(&((to as i64 - (from as i64 + 5)) as i32).to_le_bytes());
     code
+}
+
+/// The instruction behind a block, if it lies in the same page: STI wants to know it.
+fn follower(block: &Block, memory: &Memory) -> Option<Box<Insn>> {
+    if block.insns.last()?.iced.mnemonic() != iced_x86::Mnemonic::Sti {
+        return None;
+    }
+    let at = block.host_pa + block.bytes().len() as u64;
+    let mut bytes = [0; 15];
+    let len = 15.min(4096 - at % 4096) as usize;
+    let bytes = &mut bytes[..len];
+    if at / 4096 != block.host_pa / 4096 {
+        return None;
+    }
+    memory.read_bytes(at, bytes);
+    match crate::decode::decode_one(bytes, block.bits) {
+        DecodedInsn::Insn(insn) => Some(Box::new(insn)),
+        DecodedInsn::Truncated => None,
+    }
 }

@@ -3,6 +3,7 @@
 
 use iced_x86::{Code, InstructionInfoFactory, Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register};
 
+use super::variant::{AVX, SMAP, SSE, SUPERVISOR};
 use crate::decode::Insn;
 use crate::interpreter::vector::features::code_offered;
 
@@ -77,6 +78,22 @@ pub enum Plan {
     CallIndirect,
     /// RET, RET imm16.
     Return,
+    /// PUSH m64.
+    PushMemory,
+    /// PUSHFQ.
+    PushFlags,
+    /// A hint that touches nothing.
+    Nothing,
+    /// DIV, IDIV of 32 or 64 bits.
+    Divide,
+    /// SWAPGS, at CPL 0.
+    SwapGs,
+    /// CLI, at CPL 0.
+    Cli,
+    /// STI, at CPL 0.
+    Sti,
+    /// STAC (true), CLAC, at CPL 0.
+    AccessCheck(bool),
 }
 
 fn is_integer(m: M) -> bool {
@@ -123,6 +140,8 @@ fn is_integer(m: M) -> bool {
             | M::Xchg
             | M::Xadd
             | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
             | M::Bswap
             | M::Cbw
             | M::Cwde
@@ -198,6 +217,7 @@ fn integer_offered(code: Code) -> bool {
     code.cpuid_features().iter().all(|feature| match feature {
         F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV => true,
         F::SSE | F::SSE2 | F::MULTIBYTENOP | F::CET_IBT => true,
+        F::CX8 | F::CMPXCHG16B => true,
         F::POPCNT => is_x86_feature_detected!("popcnt"),
         F::LZCNT => is_x86_feature_detected!("lzcnt"),
         F::BMI1 => is_x86_feature_detected!("bmi1"),
@@ -224,8 +244,8 @@ fn place(kind: K) -> Option<Option<Place>> {
     }))
 }
 
-/// Chooses the plan. `vector_bits`: which vector instructions may run natively now (as [`Native::vector`]).
-pub fn classify(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> Plan {
+/// Chooses the plan in a variant; see [`super::variant`].
+pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) -> Plan {
     let i = &insn.iced;
     if i.is_invalid() || i.code() == Code::INVALID {
         return Plan::Interpret;
@@ -256,15 +276,36 @@ pub fn classify(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory
         M::Push => {
             return match i.code() {
                 Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Plan::Push,
+                Code::Push_rm64 if i.op0_kind() == OpKind::Memory => Plan::PushMemory,
+                Code::Push_rm64 => Plan::Push,
                 _ => Plan::Interpret,
             };
         }
         M::Pop if i.code() == Code::Pop_r64 && i.op0_register() != Register::RSP => return Plan::Pop,
         M::Leave if i.code() == Code::Leaveq => return Plan::Leave,
         M::Lea if insn.address_mask != 0xffff => return Plan::Lea,
+        M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetchw => return Plan::Nothing,
+        M::Pushfq if is_x86_feature_detected!("bmi2") => return Plan::PushFlags,
+        M::Div | M::Idiv if i.op_count() == 1 && !i.has_lock_prefix() => {
+            let size = match i.op0_kind() {
+                OpKind::Register => i.op0_register().size(),
+                _ => i.memory_size().size(),
+            };
+            return if size >= 4 { Plan::Divide } else { Plan::Interpret };
+        }
+        _ if variant & SUPERVISOR == 0 || !is_x86_feature_detected!("bmi2") => {}
+        M::Swapgs => return Plan::SwapGs,
+        M::Cli => return Plan::Cli,
+        M::Sti => return Plan::Sti,
+        M::Stac | M::Clac if code_offered_smap(variant) => return Plan::AccessCheck(m == M::Stac),
         _ => {}
     }
-    native(insn, vector_bits, infos).map_or(Plan::Interpret, Plan::Native)
+    native(insn, variant & (SSE | AVX), infos).map_or(Plan::Interpret, Plan::Native)
+}
+
+/// STAC and CLAC are valid and choose between two TLB arrays.
+fn code_offered_smap(variant: u8) -> bool {
+    variant & SMAP != 0
 }
 
 fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> Option<Native> {
@@ -325,7 +366,7 @@ fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> O
                 if !(1..=32).contains(&size) || memory.is_some() {
                     return None;
                 }
-                let aligned = is_vector && size >= 16 && must_be_aligned(insn, vex);
+                let aligned = size >= 16 && (!is_vector || must_be_aligned(insn, vex));
                 memory = Some(MemoryOperand { size, written: writes || i.has_lock_prefix(), aligned });
             }
             OpKind::Immediate8 | OpKind::Immediate16 | OpKind::Immediate32 | OpKind::Immediate64 => {}

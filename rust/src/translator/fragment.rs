@@ -60,8 +60,8 @@ pub struct Draft {
 }
 
 /// What stays the same for all fragments.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
     /// Address of the shared code.
     pub glue_base: u64,
     /// Its entry points.
@@ -70,8 +70,10 @@ pub struct Context {
     pub first_site: u32,
     /// See `first_site`.
     pub first_link: u32,
-    /// Vector instructions that may run natively.
-    pub vector_bits: u8,
+    /// What the fragment takes for granted.
+    pub variant: u8,
+    /// The instruction behind the block, where the last one is STI.
+    pub next: Option<&'a Insn>,
     /// Flags are exact at every point where the state can be seen.
     pub exact_flags: bool,
 }
@@ -89,7 +91,7 @@ struct Cold {
 struct Builder<'a> {
     a: Asm,
     draft: Draft,
-    context: &'a Context,
+    context: &'a Context<'a>,
     insns: &'a [Insn],
     /// Offset in the page of each instruction, and of the end.
     offsets: Vec<u64>,
@@ -103,10 +105,10 @@ pub fn translate(
     insns: &[Insn],
     bytes: &[u8],
     offset: u64,
-    context: &Context,
+    context: &Context<'_>,
     infos: &mut InstructionInfoFactory,
 ) -> Draft {
-    let plans: Vec<Plan> = insns.iter().map(|i| classify(i, context.vector_bits, infos)).collect();
+    let plans: Vec<Plan> = insns.iter().map(|i| classify(i, context.variant, infos)).collect();
     let live = flags::live(insns, &plans, context.exact_flags);
     let mut offsets = vec![offset];
     for insn in insns {
@@ -204,6 +206,14 @@ impl Builder<'_> {
             Plan::JumpIndirect => self.jump_indirect(n),
             Plan::CallIndirect => self.call_indirect(n),
             Plan::Return => self.ret(n),
+            Plan::PushMemory => self.push_memory(n),
+            Plan::PushFlags => self.push_flags(n),
+            Plan::Nothing => Some(false),
+            Plan::Divide => Encoding::parse(bytes).and_then(|e| self.divide(n, &e)),
+            Plan::SwapGs => self.swap_gs(),
+            Plan::Cli => self.cli(n),
+            Plan::Sti => self.sti(n),
+            Plan::AccessCheck(off) => self.access_check(n, *off),
         };
         if let Some(ended) = done {
             self.draft.native += 1;
@@ -518,6 +528,167 @@ impl Builder<'_> {
         Some(true)
     }
 
+    // --- system instructions ---
+
+    fn push_memory(&mut self, n: usize) -> Option<bool> {
+        self.operand(n, MemoryOperand { size: 8, written: false, aligned: false })?;
+        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
+        self.a.store(reg::S0, hot!(target));
+        let read = self.draft.sites.len() - 1;
+        let site = self.stack(n, -8, true);
+        self.a.load(reg::S1, hot!(target));
+        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.move_rsp(-8);
+        self.resumes_here(read);
+        self.resumes_here(site);
+        Some(false)
+    }
+
+    /// S0 or S1 = its bits in the mask at `[rsp + mask]`, flags untouched (PEXT, PDEP).
+    fn select_bits(&mut self, register: u8, mask: i32) {
+        for pp in [2, 3] {
+            // VEX.LZ.F3/F2.0F38.W1 F5 /r: register = register pext/pdep [mask]
+            self.a.bytes(&[0xc4, 0x42 | 0x20, 0x80 | (!register & 15) << 3 | pp, 0xf5]);
+            self.a.modrm(register, Address::base(reg::RSP, mask));
+        }
+    }
+
+    fn push_flags(&mut self, n: usize) -> Option<bool> {
+        self.a.bytes(&[0x9c, 0x41, 0x5d]); // pushfq; pop r13
+        self.select_bits(reg::S1, hot!(status_mask));
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(pushed_mask));
+        let both = Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 };
+        self.a.lea(true, reg::S0, both);
+        self.a.store(reg::S0, hot!(target));
+        let site = self.stack(n, -8, true);
+        self.a.load(reg::S1, hot!(target));
+        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.move_rsp(-8);
+        self.resumes_here(site);
+        Some(false)
+    }
+
+    /// DIV and IDIV, with what would raise #DE (and a little more) left to the helper. The flags that the
+    /// instruction leaves undefined are those of the host, given the flags from before.
+    fn divide(&mut self, n: usize, e: &Encoding<'_>) -> Option<bool> {
+        let i = &self.insns[n].iced;
+        let signed = i.mnemonic() == iced_x86::Mnemonic::Idiv;
+        let register = i.op0_kind() == OpKind::Register;
+        let size = if register { i.op0_register().size() } else { i.memory_size().size() };
+        let wide = size == 8;
+        if register {
+            let guest = e.rm();
+            match host(guest) {
+                Some(from) => self.a.mov(reg::S0, from),
+                None => self.a.load(reg::S0, gpr(guest)),
+            }
+        } else {
+            let m = MemoryOperand { size: size as u16, written: false, aligned: false };
+            self.operand_keeping_flags(n, m)?;
+            self.a.op_mem(wide, 0x8b, reg::S0, Address::base(reg::S0, 0));
+        }
+        save_flags(&mut self.a);
+        let mut misses = Vec::new();
+        if signed {
+            // RDX is the sign of RAX, and the divisor neither 0 nor -1.
+            self.a.op_reg(wide, 0x89, reg::RAX, reg::S1);
+            self.a.op_reg(wide, 0xc1, 7, reg::S1); // sar
+            self.a.bytes(&[if wide { 63 } else { 31 }]);
+            self.a.op_reg(wide, 0x39, reg::RDX, reg::S1); // cmp s1, rdx
+            misses.push(self.a.jcc_later(cc::NE));
+            self.a.lea(wide, reg::S1, Address::base(reg::S0, 1));
+            self.a.op_reg(wide, 0x83, 7, reg::S1); // cmp s1, 1
+            self.a.bytes(&[1]);
+            misses.push(self.a.jcc_later(cc::BE));
+        } else {
+            self.a.op_reg(wide, 0x39, reg::S0, reg::RDX); // cmp rdx, s0
+            misses.push(self.a.jcc_later(cc::AE));
+        }
+        restore_flags(&mut self.a);
+        self.a.op_reg(wide, 0xf7, if signed { 7 } else { 6 }, reg::S0);
+        let site = self.site(n, None);
+        self.cold.push(Cold { from: misses, index: n as u16, saved: true, site });
+        for site in 0..self.draft.sites.len() {
+            if usize::from(self.draft.sites[site].index) == n {
+                self.resumes_here(site);
+            }
+        }
+        Some(false)
+    }
+
+    /// As `operand`, with the flags from before even where nobody will read them.
+    fn operand_keeping_flags(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+        let live = std::mem::replace(&mut self.live[n], true);
+        let site = self.operand(n, m);
+        self.live[n] = live;
+        site
+    }
+
+    fn swap_gs(&mut self) -> Option<bool> {
+        let base = state!(seg) + 32 * seg::GS as i32 + 8;
+        self.a.load(reg::S0, base);
+        self.a.load(reg::S1, state!(kernel_gs_base));
+        self.a.store(reg::S1, base);
+        self.a.store(reg::S0, state!(kernel_gs_base));
+        Some(false)
+    }
+
+    /// RFLAGS without IF, in S0.
+    fn without_interrupts(&mut self) {
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(no_interrupts_mask));
+    }
+
+    fn cli(&mut self, n: usize) -> Option<bool> {
+        self.without_interrupts();
+        self.a.store(reg::S0, state!(rflags));
+        self.behind(n)
+    }
+
+    /// Goes on behind instruction `n`, the last of its block.
+    fn behind(&mut self, n: usize) -> Option<bool> {
+        if n + 1 == self.insns.len() {
+            self.go_to(self.offsets[n + 1] as i64);
+            return Some(true);
+        }
+        Some(false)
+    }
+
+    /// STI where its shadow cannot be seen: what follows is an instruction that neither faults nor exits, it
+    /// will execute before the budget ends, and nobody waits for an interrupt window.
+    fn sti(&mut self, n: usize) -> Option<bool> {
+        let next = self.context.next?;
+        if self.live[n] || next.seg != 3 || !is_harmless(next) {
+            return None;
+        }
+        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
+        self.a.bytes(&[0]);
+        let window = self.a.jcc_later(cc::NE);
+        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(budget))); // cmp qword [budget], 64
+        self.a.bytes(&[64]);
+        let short = self.a.jcc_later(cc::L);
+        self.without_interrupts();
+        self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
+        self.a.store(reg::S0, state!(rflags));
+        let site = self.site(n, None);
+        self.cold.push(Cold { from: vec![window, short], index: n as u16, saved: false, site });
+        self.behind(n)
+    }
+
+    /// STAC and CLAC: the flag, and the TLB array that goes with it.
+    fn access_check(&mut self, n: usize, off: bool) -> Option<bool> {
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(no_ac_mask));
+        if off {
+            self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::AC as i32));
+        }
+        self.a.store(reg::S0, state!(rflags));
+        self.a.load(reg::S0, if off { hot!(tlb_unchecked) } else { hot!(tlb_checked) });
+        self.a.store(reg::S0, hot!(tlb));
+        self.behind(n)
+    }
+
     // --- the end ---
 
     fn finish(mut self) -> Draft {
@@ -566,4 +737,22 @@ fn changes_variant(insn: &Insn) -> bool {
         insn.iced.mnemonic(),
         M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64
     )
+}
+
+/// Register moves and NOPs: they neither fault nor exit, and read no flags.
+fn is_harmless(insn: &Insn) -> bool {
+    use iced_x86::Mnemonic as M;
+    let i = &insn.iced;
+    let registers = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_gpr(),
+        kind => {
+            matches!(kind, OpKind::Immediate8 | OpKind::Immediate32 | OpKind::Immediate8to32 | OpKind::Immediate8to64)
+        }
+    });
+    match i.mnemonic() {
+        M::Nop => true,
+        M::Mov | M::Xor | M::And | M::Or | M::Add | M::Sub | M::Test | M::Cmp => registers,
+        M::Lea => true,
+        _ => false,
+    }
 }

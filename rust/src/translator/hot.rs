@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::mmu::TlbEntry;
+use crate::state::flag;
 use crate::state_block::HOT_OFFSET;
 
 /// Entries of the table of branch targets.
@@ -21,6 +22,20 @@ pub struct Hot {
     pub epoch: u64,
     /// Spreads the branch targets of different epochs over the table.
     pub salt: u64,
+    /// The arrays that CLAC and STAC choose.
+    pub tlb_checked: *const TlbEntry,
+    /// See `tlb_checked`.
+    pub tlb_unchecked: *const TlbEntry,
+    /// Not 0: interrupt-window exiting is on.
+    pub window: u64,
+    /// Masks for PEXT and PDEP: the arithmetic flags,
+    pub status_mask: u64,
+    /// what PUSHFQ takes from `state.rflags`,
+    pub pushed_mask: u64,
+    /// everything but IF,
+    pub no_interrupts_mask: u64,
+    /// everything but AC.
+    pub no_ac_mask: u64,
     /// Scratch of flag saving.
     pub saved_rax: u64,
     /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.
@@ -64,6 +79,15 @@ impl Hot {
     pub fn target_of(&self, linear: u64) -> Option<*const u8> {
         let at = self.index(linear);
         (self.tags[at] == linear ^ self.epoch).then_some(self.code[at])
+    }
+
+    /// Sets what never changes.
+    pub fn initialise(&mut self) {
+        self.status_mask = flag::STATUS;
+        self.pushed_mask = !(flag::STATUS | flag::RF | flag::VM);
+        self.no_interrupts_mask = !flag::IF;
+        self.no_ac_mask = !flag::AC;
+        self.forget_targets();
     }
 
     /// Forgets all branch targets.

@@ -13,6 +13,17 @@ mod flags;
 mod fragment;
 mod glue;
 pub mod hot;
+/// What a fragment takes for granted: bits of its variant.
+pub mod variant {
+    /// SSE may run natively.
+    pub const SSE: u8 = 1;
+    /// AVX may.
+    pub const AVX: u8 = 2;
+    /// CPL is 0.
+    pub const SUPERVISOR: u8 = 4;
+    /// CR4.SMAP is 1, and CPL is 0.
+    pub const SMAP: u8 = 8;
+}
 mod run;
 
 pub use cache::{DEFAULT_BYTES, Statistics, Translator};

@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering;
 use super::cache::{DEFAULT_BYTES, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
+use super::variant;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn};
 use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::state::{State, cr, flag};
 use crate::stop::{Exec, Stop};
+use crate::vmx::bits::primary;
 
 /// How a helper ended the run of translated code.
 #[derive(Default)]
@@ -56,54 +58,82 @@ impl Cpu {
     /// As there.
     pub fn use_translator_with(&mut self, bytes: usize) -> Result<(), CodeMemoryError> {
         self.translator = Some(Box::new(Translator::new(helper_address(), bytes)?));
-        self.state.hot().forget_targets();
+        self.state.hot().initialise();
         Ok(())
     }
 
-    /// Vector instructions that may run natively now: bit 0 SSE, bit 1 AVX. Not while an exception of theirs
-    /// is unmasked, or something is to be raised first.
+    /// What fragments may take for granted now. Vector instructions do not run natively while an exception of
+    /// theirs is unmasked, or something is to be raised first.
     #[inline]
-    fn vector_bits(&self) -> u8 {
+    fn variant(&self) -> u8 {
         let s = &*self.state;
         let sse = s.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && s.cr4 & cr::CR4_OSFXSR != 0 && s.mxcsr & 0x1f80 == 0x1f80;
         let avx = sse && s.cr4 & cr::CR4_OSXSAVE != 0 && s.xcr0 & 6 == 6;
-        u8::from(sse) | u8::from(avx) << 1
+        let supervisor = self.mode.cpl == 0;
+        let smap = supervisor && s.cr4 & cr::CR4_SMAP != 0;
+        let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+        bit(sse, variant::SSE)
+            | bit(avx, variant::AVX)
+            | bit(supervisor, variant::SUPERVISOR)
+            | bit(smap, variant::SMAP)
+    }
+
+    /// Tells translated code what depends on CPL, the address space and the controls.
+    fn set_space(&mut self, linear: u64) {
+        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
+        let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
+        let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
+        let hot = self.state.hot();
+        hot.set_epoch(epoch);
+        (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
+        (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
+    }
+
+    /// Translated code may have run STAC or CLAC.
+    fn take_view(&mut self) {
+        if self.state.hot().tlb != self.data_array() {
+            self.update_mode();
+        }
     }
 
     /// Runs translated code from `block`, which is fresh, lies in one page and fits the budget. `None`: it
     /// could not be translated.
     pub(crate) fn run_translated(&mut self, block: &Block, linear: u64) -> Option<Exec> {
         self.drop_written_code();
-        let variant = self.vector_bits();
+        let variant = self.variant();
         let hot: *mut Hot = self.state.hot();
-        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
+        let memory = std::sync::Arc::clone(&self.memory);
         let translator = self.translator.as_mut()?;
         let number = match translator.find(block.host_pa, variant) {
             Some(number) => number,
             // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
-            None => translator.make(block, variant, unsafe { &mut *hot })?,
+            None => translator.make(block, variant, &memory, unsafe { &mut *hot })?,
         };
+        if (translator.variant ^ variant) & (variant::SSE | variant::AVX) != 0 {
+            // Targets are remembered by address space and privilege only.
+            self.state.hot().forget_targets();
+        }
         translator.variant = variant;
         translator.statistics.entries += 1;
         let fragment = &translator.fragments[number as usize];
         let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
         let enter = translator.shared(translator.glue.enter);
         let budget = self.budget() as i64;
-        let (tlb, cpu) = (self.data_array(), &raw mut *self);
+        self.set_space(linear);
+        let cpu = &raw mut *self;
         let hot = self.state.hot();
-        (hot.budget, hot.rip_page, hot.tlb) = (budget, linear & !0xfff, tlb);
-        (hot.resume, hot.cpu) = (entry, cpu);
-        hot.set_epoch(epoch);
+        (hot.budget, hot.resume, hot.cpu) = (budget, entry, cpu);
         hot.set_target(linear, entry_saved);
         // SAFETY: the shared code follows this ABI; it and the fragments stay where they are until `make`.
         let leave = unsafe {
             let enter: extern "C" fn(*mut State) -> u32 = std::mem::transmute(enter);
             enter(self.state.address())
         };
-        Some(self.left(Leave::from_code(leave), variant))
+        Some(self.left(Leave::from_code(leave)))
     }
 
-    fn left(&mut self, leave: Leave, variant: u8) -> Exec {
+    fn left(&mut self, leave: Leave) -> Exec {
+        self.take_view();
         let stop_at = self.stop_at;
         let hot = self.state.hot();
         let (budget, host, saved, target) = (hot.budget, hot.host_flags, hot.saved_flags, hot.target);
@@ -124,8 +154,7 @@ impl Cpu {
         if leave == Leave::Link
             && let Some(translator) = &mut self.translator
             && let Some(&link) = translator.links.get(target as usize)
-            && link.variant == variant
-            && let Some(to) = translator.find(link.target, variant)
+            && let Some(to) = translator.find(link.target, link.variant)
         {
             translator.link(link, to);
         }
@@ -149,6 +178,7 @@ impl Cpu {
 
     /// Executes one instruction of a fragment by its handler. True: the fragment goes on at `hot.resume`.
     fn helped(&mut self, site: u32) -> bool {
+        self.take_view();
         let Some(translator) = &mut self.translator else { return false };
         translator.statistics.helped += 1;
         let seen = translator.seen;
@@ -157,6 +187,9 @@ impl Cpu {
         let index = usize::from(site.index);
         let rest = (insns.len() - index - 1) as u64;
         let insn: *const Insn = &raw const insns[index];
+        if let Some(count) = translator.helped_by.get_mut(insns[index].iced.mnemonic() as usize) {
+            *count += 1;
+        }
         let stop_at = self.stop_at;
         let hot = self.state.hot();
         let rip = hot.rip_page.wrapping_add(u64::from(site.offset));
@@ -194,23 +227,26 @@ impl Cpu {
     fn goes_elsewhere(&mut self, seen: u64) -> bool {
         let left = self.stop_at.wrapping_sub(self.state.retired) as i64;
         self.state.hot().budget = left;
-        let Some(translator) = &self.translator else { return false };
+        let variant = self.variant();
+        let vector = variant::SSE | variant::AVX;
+        let Some(translator) = &mut self.translator else { return false };
+        let same = (variant ^ std::mem::replace(&mut translator.variant, variant)) & vector == 0;
         if left <= 0
+            || !same
             || self.mode.bits != Bits::B64
+            || matches!(self.mode.cpl, 1 | 2)
             || self.state.pending_debug != 0
-            || self.vector_bits() != translator.variant
             || self.memory.code_log().position() != seen
             || self.doorbell.bits.load(Ordering::Relaxed) != 0
             || self.events_flagged()
         {
             return false;
         }
-        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
-        let (rip, flags, tlb) = (self.state.rip, self.state.rflags, self.data_array());
+        let (rip, flags) = (self.state.rip, self.state.rflags);
+        self.set_space(rip);
         let hot = self.state.hot();
-        hot.set_epoch(epoch);
         let Some(code) = hot.target_of(rip) else { return false };
-        (hot.tlb, hot.rip_page, hot.resume) = (tlb, rip & !0xfff, code);
+        hot.resume = code;
         hot.saved_flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
         true
     }

@@ -160,6 +160,7 @@ def write_statistics(finished: Finished, path: str) -> None:
         "clock": rig.options.clock,
         "engine": rig.core.engine,
         "translation": rig.core.translation,
+        "helped": dict(sorted(rig.core.helped.items(), key=lambda item: -item[1])),
         "digest": finished.digest,
     }
     figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)
