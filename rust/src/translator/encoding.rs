@@ -106,6 +106,11 @@ impl<'a> Encoding<'a> {
                 if first & 0xf0 == 0x40 {
                     e.rex = first;
                     at += 1;
+                    // A REX that does not stand right before the opcode is ignored: left to the interpreter.
+                    if matches!(*bytes.get(at)?, 0x40..=0x4f | 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+                    {
+                        return None;
+                    }
                 }
                 let start = at;
                 has_modrm = match *bytes.get(at)? {
