@@ -178,7 +178,7 @@ def doctor(features: bool) -> None:
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["tower", "standard"]), default="tower")
+@click.argument("name", type=click.Choice(["tower", "bench", "standard"]), default="tower")
 @click.option("--renew", is_flag=True, help="Build again from today's packages.")
 @click.option("--list", "only_list", is_flag=True, help="Say what is in the cache.")
 def image(name: str, renew: bool, only_list: bool) -> None:

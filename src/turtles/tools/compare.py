@@ -76,6 +76,7 @@ class Bench:
             "speed": self.speed,
             "clocks": [{**asdict(c), "error": c.error, "holds": c.holds} for c in r.clocks],
             "failures": r.failures,
+            "runs": r.runs,
             "samples": [asdict(s) for s in r.samples],
         }
 

@@ -6,16 +6,19 @@ medians, ratios, pages.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from turtles.guests import benchmarks
 from turtles.guests.cache import cache_root
@@ -93,6 +96,8 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     clocks: list[ClockCheck] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """What turtles says of its own runs of the set: time translating, exits."""
 
 
 class Reader:
@@ -232,10 +237,13 @@ def run_set(
     reader = Reader(program, pair, 1, results, lambda row: say(f"{program}: {row}"))
     say(f"{program}: boot")
     if program == "tcg":
-        command = qemu_guest(images, settings.append, disks=2)
+        status = follow(qemu_guest(images, settings.append, disks=2), reader)
     else:
-        command = turtles_guest(images, settings.append, *more, disks=2)
-    status = follow(command, reader)
+        with tempfile.NamedTemporaryFile(suffix=".json") as stats:
+            options = (*more, "--stats", stats.name)
+            status = follow(turtles_guest(images, settings.append, *options, disks=2), reader)
+            with contextlib.suppress(ValueError):  # a run that broke off wrote none
+                results.runs.append({"pair": pair, **json.load(stats)})
     missing = [f"L{n}" for n in range(1, settings.levels + 1) if n not in reader.inits]
     if status or missing:
         absent = f", {' and '.join(missing)} never ran" if missing else ""

@@ -105,7 +105,8 @@ def _document(result: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         f"<p>{html.escape(result['started'])}; {html.escape(str(host['processor']))}, {host['cores']} cores, "
         f"Linux {html.escape(host['kernel'])}, load {before:.1f} before and {after:.1f} after; "
         f"guests: Linux {html.escape(result['guest_kernel'])}, {settings['memory']}; "
-        f"{settings['pairs']} pairs, {settings['repeats']} repeats each, of which the first warms up, scale {settings['scale']:g}.</p>",
+        f"{settings['pairs']} pairs, {settings['repeats']} repeats each, of which the first "
+        f"warms up, scale {settings['scale']:g}.</p>",
         "<p>Figures of a host that others share wander: only ratios of one run mean something.</p>",
         "<h2>Bars</h2>",
         _bars(result),
