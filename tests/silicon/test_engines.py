@@ -54,8 +54,9 @@ class Writer:
         return (b"\x66" if size == 2 else b"") + prefix + bytes([rex]) + opcode + modrm + tail
 
     def instruction(self) -> bytes:
-        """Any of the kinds below."""
-        return self.rng.choice(KINDS)(self)
+        """Any of the kinds below; now and then after a REX prefix that means nothing, or something else."""
+        stray = bytes([0x40 | self.rng.randrange(16)]) if self.rng.random() < 0.03 else b""
+        return stray + self.rng.choice(KINDS)(self)
 
     def _immediate(self, size: int) -> bytes:
         return self.rng.randbytes(min(size, 4))
