@@ -204,7 +204,7 @@ class Core:
         """What the translator has done, by name; empty without one."""
     @property
     def helped(self) -> dict[str, int]:
-        """Calls of the interpreter by translated code, by mnemonic: TLB misses, and what is not translated."""
+        """Calls of the interpreter by translated code, by mnemonic: TLB misses and what is not translated."""
     def enter(self, vmcs: Vmcs, deadline: int = ...) -> int:
         """VM entry, run, VM exit; the GIL is released.
 
