@@ -48,6 +48,8 @@ impl Cpu {
                 until = until.min(self.timer_deadline);
             }
             let slice = match self.clock {
+                // Branches from fragment to fragment look at nothing: a slice ends for that.
+                Clock::Virtual { .. } if self.translator.is_some() => (until - now).min(TRANSLATED_SLICE),
                 Clock::Virtual { .. } => until - now,
                 Clock::Host { .. } if self.translator.is_some() => TRANSLATED_SLICE,
                 Clock::Host { .. } => SLICE,

@@ -37,13 +37,17 @@ pub struct Fragment {
     /// The instructions, for helpers.
     pub insns: Box<[Insn]>,
     /// Their bytes.
-    bytes: Box<[u8]>,
+    pub(super) bytes: Box<[u8]>,
+    /// Where its host code begins, and its length.
+    pub(super) base: *const u8,
+    pub(super) len: u32,
+    pub(super) variant: u8,
     /// Host-physical address of the first.
     pub host_pa: u64,
     /// Ways out for the two entries.
     outs: [*const u8; 2],
     /// Its entries lead out; `kept` are the bytes that stood there.
-    stale: bool,
+    pub(super) stale: bool,
     kept: [Vec<u8>; 2],
 }
 
@@ -96,19 +100,19 @@ pub struct Statistics {
 
 /// Fragments and their memory.
 pub struct Translator {
-    code: CodeMemory,
-    glue_base: *const u8,
+    pub(super) code: CodeMemory,
+    pub(super) glue_base: *const u8,
     /// Shared code.
     pub glue: Glue,
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
     by_key: HashMap<u64, u32, Spread>,
-    by_page: HashMap<u64, Vec<u32>, Spread>,
+    pub(super) by_page: HashMap<u64, Vec<u32>, Spread>,
     /// Helper calls, by number.
     pub sites: Vec<Site>,
     /// Direct branches, by number.
     pub links: Vec<Link>,
-    infos: InstructionInfoFactory,
+    pub(super) infos: InstructionInfoFactory,
     limit: usize,
     /// Flags are exact wherever the state can be seen: for lockstep with the interpreter.
     pub exact_flags: bool,
@@ -271,6 +275,9 @@ impl Translator {
             entry_saved: base.wrapping_add(draft.entry_saved as usize),
             insns: block.insns.clone(),
             bytes: block.bytes().into(),
+            base,
+            len: code.len() as u32,
+            variant,
             host_pa,
             outs: draft.stale.map(|at| base.wrapping_add(at as usize)),
             stale: false,

@@ -57,6 +57,8 @@ pub struct Draft {
     pub links: Vec<Link>,
     /// Instructions that run as themselves, for statistics.
     pub native: u32,
+    /// Where the code of each guest instruction begins, and where what is rarely executed does.
+    pub starts: Vec<u32>,
 }
 
 /// What stays the same for all fragments.
@@ -120,6 +122,7 @@ pub fn translate(
     let mut ended = false;
     for (n, plan) in plans.iter().enumerate() {
         let len = usize::from(insns[n].len);
+        b.draft.starts.push(b.a.at() as u32);
         ended = b.instruction(n, plan, &bytes[at..at + len]);
         at += len;
     }
@@ -692,6 +695,7 @@ impl Builder<'_> {
     // --- the end ---
 
     fn finish(mut self) -> Draft {
+        self.draft.starts.push(self.a.at() as u32);
         for cold in std::mem::take(&mut self.cold) {
             for at in cold.from {
                 self.a.bind_here(at);

@@ -13,6 +13,7 @@ mod flags;
 mod fragment;
 mod glue;
 pub mod hot;
+mod listing;
 /// What a fragment takes for granted: bits of its variant.
 pub mod variant {
     /// SSE may run natively.
@@ -27,4 +28,5 @@ pub mod variant {
 mod run;
 
 pub use cache::{DEFAULT_BYTES, Statistics, Translator};
+pub use listing::Listing;
 pub(crate) use run::Outcome;

@@ -5,7 +5,9 @@ mod guest;
 #[path = "../native/mod.rs"]
 mod native;
 
+mod emitted;
 mod fuzz;
 mod native_blocks;
 mod pair;
 mod program;
+mod stress;

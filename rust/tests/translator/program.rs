@@ -215,36 +215,42 @@ fn wanted(rng: &mut StdRng, i: &Instruction, kind: Kind, infos: &mut Instruction
         return false;
     }
     if kind.native
-        && (matches!(i.segment_prefix(), Register::FS | Register::GS)
-            || i.is_string_instruction()
-            || matches!(
-                i.code(),
-                Code::Movsxd_r16_rm16
-                    | Code::Reservednop_rm16_r16_0F0D
-                    | Code::Reservednop_rm32_r32_0F0D
-                    | Code::Reservednop_rm64_r64_0F0D
-            )
-            || matches!(
-                i.mnemonic(),
-                M::Pushf
-                    | M::Pushfq
-                    | M::Salc
-                    | M::Pause
-                    | M::Std
-                    | M::Cld
-                    | M::Ldmxcsr
-                    | M::Vldmxcsr
-                    | M::Stmxcsr
-                    | M::Vstmxcsr
-                    | M::Maskmovdqu
-                    | M::Vmaskmovdqu
-            )
-            || special_memory(i)
-            || i.has_lock_prefix() && !in_memory(i)
-            || (0..i.op_count()).any(|n| {
-                i.op_kind(n) == OpKind::Register
-                    && (i.op_register(n).is_segment_register() || i.op_register(n).is_mm() || i.op_register(n).is_st())
-            }))
+        && (
+            // Not all makers want the operands of SHA1 and SHA256 aligned.
+            format!("{:?}", i.mnemonic()).starts_with("Sha")
+                || matches!(i.segment_prefix(), Register::FS | Register::GS)
+                || i.is_string_instruction()
+                || matches!(
+                    i.code(),
+                    Code::Movsxd_r16_rm16
+                        | Code::Reservednop_rm16_r16_0F0D
+                        | Code::Reservednop_rm32_r32_0F0D
+                        | Code::Reservednop_rm64_r64_0F0D
+                )
+                || matches!(
+                    i.mnemonic(),
+                    M::Pushf
+                        | M::Pushfq
+                        | M::Salc
+                        | M::Pause
+                        | M::Std
+                        | M::Cld
+                        | M::Ldmxcsr
+                        | M::Vldmxcsr
+                        | M::Stmxcsr
+                        | M::Vstmxcsr
+                        | M::Maskmovdqu
+                        | M::Vmaskmovdqu
+                )
+                || special_memory(i)
+                || i.has_lock_prefix() && !in_memory(i)
+                || (0..i.op_count()).any(|n| {
+                    i.op_kind(n) == OpKind::Register
+                        && (i.op_register(n).is_segment_register()
+                            || i.op_register(n).is_mm()
+                            || i.op_register(n).is_st())
+                })
+        )
     {
         return false;
     }

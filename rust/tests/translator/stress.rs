@@ -1,0 +1,294 @@
+//! What a running system does to translated code: it is patched while it runs, pushed out of the cache,
+//! remapped, interrupted. The interpreter does the same beside it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use silicon::clock::Clock;
+use silicon::cpu::Cpu;
+use silicon::state::{cr, gpr};
+use silicon::stop::Stop;
+use silicon::vmx::Model;
+
+use crate::guest::{FINE, Guest, Outcome};
+
+/// Where code begins; data begin 1 MiB behind.
+const CODE: u64 = FINE;
+const DATA: u64 = FINE + 0x10_0000;
+const STACK: u64 = FINE + 0x1f_0000;
+/// The page tables of `Guest::long`.
+const TABLES: u64 = 0x10_0000;
+
+fn kernel(code: &[u8], cache: Option<usize>) -> Guest {
+    let mut guest = Guest::long(0);
+    if let Some(bytes) = cache {
+        guest.cpu.use_translator_with(bytes).expect("executable memory");
+        guest.cpu.translator.as_mut().expect("a translator").warm = 0;
+    }
+    guest.load(CODE, code);
+    let s = &mut *guest.cpu.state;
+    (s.rip, s.rflags) = (CODE, 2);
+    s.gpr[gpr::RSP] = STACK;
+    guest
+}
+
+/// Interpreter and translator, with the same code.
+fn both(code: &[u8]) -> [Guest; 2] {
+    [kernel(code, None), kernel(code, Some(1 << 20))]
+}
+
+/// Runs both in pieces and compares them after each; `between` is done to both in between.
+fn alike(guests: &mut [Guest; 2], pieces: impl IntoIterator<Item = u64>, mut between: impl FnMut(&mut Guest, u64)) {
+    for (n, count) in pieces.into_iter().enumerate() {
+        let outcomes = guests.each_mut().map(|guest| {
+            between(guest, n as u64);
+            guest.run(count)
+        });
+        let [i, t] = guests.each_ref().map(|guest| &guest.cpu.state);
+        assert_eq!(outcomes[0], outcomes[1], "piece {n}, RIP {:x} and {:x}", i.rip, t.rip);
+        assert_eq!((i.rip, i.retired, i.gpr), (t.rip, t.retired, t.gpr), "piece {n} of {count}");
+        assert_eq!(outcomes[0], Outcome::Done, "piece {n}");
+    }
+}
+
+fn pieces() -> impl Iterator<Item = u64> {
+    (0..200u64).map(|n| 1 + n * n * 7 % 157)
+}
+
+fn statistics(guest: &Guest) -> silicon::translator::Statistics {
+    guest.cpu.translator.as_ref().expect("a translator").statistics
+}
+
+#[test]
+fn code_that_patches_the_instruction_behind_it() {
+    // top: inc al; mov [rip+3], al (the immediate below); add rcx, imm8; rol rdx, 1; add rdx, rcx; jmp top
+    let code =
+        [0xfe, 0xc0, 0x88, 0x05, 3, 0, 0, 0, 0x48, 0x83, 0xc1, 0, 0x48, 0xd1, 0xc2, 0x48, 0x01, 0xca, 0xeb, 0xec];
+    let mut guests = both(&code);
+    alike(&mut guests, pieces(), |_, _| {});
+    assert_ne!(guests[0].cpu.state.gpr[gpr::RDX], 0);
+    assert!(statistics(&guests[1]).stale > 10);
+}
+
+#[test]
+fn code_that_rewrites_itself_in_another_page() {
+    // top: call +0x1000-5; inc byte [rip+..] (its immediate); jmp top.  There: add rcx, imm8; ret
+    let mut code = vec![0; 0x1010];
+    code[..5].copy_from_slice(&[0xe8, 0xfb, 0x0f, 0, 0]);
+    code[5..11].copy_from_slice(&[0xfe, 0x05, 0xf8, 0x0f, 0, 0]);
+    code[11..13].copy_from_slice(&[0xeb, 0xf3]);
+    code[0x1000..0x1005].copy_from_slice(&[0x48, 0x83, 0xc1, 0, 0xc3]);
+    let mut guests = both(&code);
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RCX] > 1000);
+}
+
+#[test]
+fn code_that_a_device_writes_between_runs() {
+    // top: add rcx, imm8; cmp rcx, rdx; jmp next; next: adc rbx, 0 (or setb bl); jmp top. The flags' last use changes.
+    let code = [0x48, 0x83, 0xc1, 1, 0x48, 0x39, 0xd1, 0xeb, 0, 0x48, 0x83, 0xd3, 0, 0xeb, 0xf1];
+    let mut guests = both(&code);
+    // Otherwise a stop may lose flags that the code, as it was, did not read any more.
+    guests[1].cpu.translator.as_mut().expect("a translator").exact_flags = true;
+    alike(&mut guests, pieces(), |guest, n| {
+        guest.load(CODE + 3, &[n as u8]);
+        // adc rbx, 0 | add rbx, 5 (does not look at the flags)
+        guest.load(CODE + 11, if n & 4 == 0 { &[0xd3, 0] } else { &[0xc3, 5] });
+        guest.cpu.state.gpr[gpr::RDX] = n * 1000;
+    });
+    assert!(statistics(&guests[1]).stale > 50);
+}
+
+#[test]
+fn a_cache_that_is_too_small() {
+    // 6000 pieces of code in a ring, each a fragment: add rcx, imm32; xor rcx, rax; rol rcx, 1; jmp next (to its page)
+    const COUNT: u64 = 6000;
+    let mut code = vec![0; (COUNT * 32) as usize];
+    for n in 0..COUNT {
+        let at = (n * 32) as usize;
+        let next = if n + 1 == COUNT { -(at as i32) } else { 32 };
+        let mut piece = vec![0x48, 0x81, 0xc1];
+        piece.extend((n as u32).to_le_bytes());
+        piece.extend([0x48, 0x31, 0xc1, 0x48, 0xd1, 0xc1, 0x48, 0x03, 0x4c, 0x24, 8, 0xe9]);
+        piece.extend((next - (piece.len() as i32 + 4)).to_le_bytes());
+        code[at..at + piece.len()].copy_from_slice(&piece);
+    }
+    let mut guests = both(&code);
+    alike(&mut guests, (0..12).map(|n| 10_007 + n), |_, _| {});
+    let s = statistics(&guests[1]);
+    assert!(s.evictions >= 2, "{s:?}");
+    let (used, limit) = guests[1].cpu.translator.as_ref().expect("a translator").size();
+    assert!(used <= limit && limit <= 1 << 20);
+}
+
+/// A second set of tables, in which the data page is another one; PCID is on.
+fn two_spaces(guest: &mut Guest) {
+    let second = TABLES + 0x8000;
+    for n in 0..4 {
+        let mut page = vec![0; 4096];
+        guest.cpu.memory.read_bytes(TABLES + n * 0x1000, &mut page);
+        guest.load(second + n * 0x1000, &page);
+    }
+    for n in 0..2 {
+        guest.cpu.memory.write(second + n * 0x1000, (second + (n + 1) * 0x1000) | 7);
+    }
+    guest.cpu.memory.write(second + 0x2000 + 8 * (FINE >> 21), (second + 0x3000) | 7);
+    guest.cpu.memory.write(second + 0x3000 + 8 * ((DATA - FINE) >> 12), (DATA + 0x1000) | 7);
+    // The code behind the first page as well: what is called there differs.
+    guest.cpu.memory.write(second + 0x3000 + 8, (CODE + 0x2000) | 7);
+    guest.cpu.memory.write(DATA, 1u64);
+    guest.cpu.memory.write(DATA + 0x1000, 1000u64);
+    guest.cpu.state.cr4 |= cr::CR4_PCIDE;
+    guest.cpu.state.gpr[gpr::RAX] = 1 << 63 | second | 2;
+    guest.cpu.state.gpr[gpr::RBX] = 1 << 63 | TABLES | 1;
+    guest.cpu.state.gpr[gpr::RDI] = DATA;
+    guest.ready();
+}
+
+#[test]
+fn ten_thousand_switches_of_the_address_space() {
+    // top: mov cr3, rax; add rcx, [rdi]; add [rdi], rdx; call +0x1000; xchg rax, rbx; inc rdx; jmp top
+    let mut code = vec![0; 0x3000];
+    code[..3].copy_from_slice(&[0x0f, 0x22, 0xd8]);
+    code[3..9].copy_from_slice(&[0x48, 0x03, 0x0f, 0x48, 0x01, 0x17]);
+    code[9..14].copy_from_slice(&[0xe8, 0xf2, 0x0f, 0, 0]);
+    code[14..21].copy_from_slice(&[0x48, 0x93, 0x48, 0xff, 0xc2, 0xeb, 0xeb]);
+    code[0x1000..0x1004].copy_from_slice(&[0x48, 0xff, 0xc6, 0xc3]); // inc rsi; ret
+    code[0x2000..0x2005].copy_from_slice(&[0x48, 0x83, 0xc6, 9, 0xc3]); // add rsi, 9; ret
+    let mut guests = both(&code);
+    guests.iter_mut().for_each(two_spaces);
+    alike(&mut guests, (0..20).map(|n| 4500 + n), |_, _| {});
+    let s = &guests[0].cpu.state;
+    assert!(s.gpr[gpr::RDX] >= 10_000, "{} switches", s.gpr[gpr::RDX]);
+    assert!(statistics(&guests[1]).evictions == 0);
+}
+
+#[test]
+fn page_tables_that_change_under_running_code() {
+    // top: xchg [rbx], rax (the entry of the page at rdi); invlpg [rdi]; add rcx, [rdi]; call rdx; jmp top
+    // The page at rdi holds data, and behind them code that is called.
+    let code = [0x48, 0x87, 0x03, 0x0f, 0x01, 0x3f, 0x48, 0x03, 0x0f, 0xff, 0xd2, 0xeb, 0xf3];
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        let entry = |n: u64| (DATA + n * 0x1000) | 7;
+        guest.cpu.memory.write(DATA, 3u64);
+        guest.cpu.memory.write(DATA + 0x1000, 5u64);
+        guest.load(DATA + 0x800, &[0x48, 0xff, 0xc6, 0xc3]); // inc rsi; ret
+        guest.load(DATA + 0x1800, &[0x48, 0x83, 0xc6, 9, 0xc3]); // add rsi, 9; ret
+        let s = &mut *guest.cpu.state;
+        s.gpr[gpr::RBX] = TABLES + 0x3000 + 8 * ((DATA - FINE) >> 12);
+        s.gpr[gpr::RAX] = entry(1) | 0x60;
+        s.gpr[gpr::RDI] = DATA;
+        s.gpr[gpr::RDX] = DATA + 0x800;
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RCX] > 1000);
+}
+
+#[test]
+fn privilege_over_user_pages_comes_and_goes() {
+    // top: stac; add rcx, [rdi]; clac; lea rdx, [rdx+1]; jmp top: with SMAP the access needs AC.
+    let code = [0x0f, 0x01, 0xcb, 0x48, 0x03, 0x0f, 0x0f, 0x01, 0xca, 0x48, 0x8d, 0x52, 1, 0xeb, 0xf1];
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.cpu.memory.write(DATA, 3u64);
+        guest.map(CODE, CODE, 3);
+        // Every table above stays user; the code page is the kernel's.
+        guest.cpu.state.cr4 |= 1 << 21;
+        guest.cpu.state.gpr[gpr::RDI] = DATA;
+        guest.ready();
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    // Without STAC it faults at once, also when the translation of the page is known.
+    for guest in &mut guests {
+        guest.load(CODE, &[0x0f, 0x1f, 0]);
+    }
+    let outcomes = guests.each_mut().map(|guest| guest.run(20));
+    assert_eq!(outcomes[0], Outcome::Fault { vector: 14, error: 1, address: DATA });
+    assert_eq!(outcomes[0], outcomes[1]);
+}
+
+fn second_core(first: &Guest, clock: Clock, rip: u64) -> Cpu {
+    let mut cpu = Cpu::new(Arc::clone(&first.cpu.memory), Arc::new(Model::default()), clock);
+    cpu.ctl.exception_bitmap = !0;
+    cpu.use_translator().expect("executable memory");
+    cpu.translator.as_mut().expect("a translator").warm = 0;
+    *cpu.state = (*first.cpu.state).clone();
+    (cpu.state.rip, cpu.state.retired) = (rip, 0);
+    cpu.state.gpr[gpr::RSP] -= 0x1000;
+    cpu.update_mode();
+    cpu.mmu_context_changed();
+    cpu
+}
+
+/// Chained fragments without end: `inc rax; jmp next; next: inc rcx; jmp top`.
+const ENDLESS: [u8; 10] = [0x48, 0xff, 0xc0, 0xeb, 0, 0x48, 0xff, 0xc1, 0xeb, 0xf6];
+
+#[test]
+fn endless_loops_notice_the_doorbell() {
+    for clock in [Clock::Virtual { skipped: 0 }, Clock::Host { origin: silicon::clock::monotonic_ns() }] {
+        let guest = kernel(&ENDLESS, None);
+        let mut cpu = second_core(&guest, clock, CODE);
+        let doorbell = Arc::clone(&cpu.doorbell);
+        let thread = std::thread::spawn(move || {
+            let stop = cpu.run(u64::MAX);
+            (stop, Instant::now())
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let begin = Instant::now();
+        doorbell.stop();
+        let (stop, end) = thread.join().expect("the core");
+        assert_eq!(stop, Stop::Again);
+        assert!(end - begin < Duration::from_millis(500), "noticed after {:?}", end - begin);
+    }
+}
+
+#[test]
+fn code_that_another_core_writes_is_dropped_and_pages_are_given_up() {
+    for clock in [Clock::Virtual { skipped: 0 }, Clock::Host { origin: silicon::clock::monotonic_ns() }] {
+        // The other core runs: top: cmp dword [rdi], 0; jmp next; next: jz top; hlt. One patches `jz top` to `jmp +0`.
+        let code = [0x83, 0x3f, 0, 0xeb, 0, 0x74, 0xf9, 0x48, 0xff, 0xc6, 0xeb, 0xfb];
+        let mut guest = kernel(&[0x88, 0x03, 0x48, 0xff, 0xc9, 0xeb, 0xfe], Some(1 << 20));
+        guest.load(CODE + 0x4000, &code);
+        guest.cpu.state.gpr[gpr::RDI] = DATA;
+        let mut cpu = second_core(&guest, clock, CODE + 0x4000);
+        let doorbell = Arc::clone(&cpu.doorbell);
+        let thread = std::thread::spawn(move || {
+            cpu.run(u64::MAX);
+            cpu.state.gpr[gpr::RSI]
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        // This core patches: mov [rbx], al.
+        guest.cpu.state.gpr[gpr::RBX] = CODE + 0x4005;
+        guest.cpu.state.gpr[gpr::RAX] = 0xeb; // jz top becomes jmp top: nothing changes yet
+        assert_eq!(guest.run(1), Outcome::Done);
+        guest.cpu.state.gpr[gpr::RBX] = CODE + 0x4006;
+        guest.cpu.state.gpr[gpr::RAX] = 0; // and now jmp +0
+        guest.cpu.state.rip = CODE;
+        assert_eq!(guest.run(1), Outcome::Done);
+        std::thread::sleep(Duration::from_millis(100));
+        // What this core decodes for the first time must be write-protected in the other, which acknowledges.
+        guest.load(DATA + 0x3000, &[0x48, 0xff, 0xc0, 0xeb, 0xfb]);
+        guest.cpu.state.rip = DATA + 0x3000;
+        let begin = Instant::now();
+        assert_eq!(guest.run(100), Outcome::Done);
+        assert!(begin.elapsed() < Duration::from_secs(1), "acknowledged after {:?}", begin.elapsed());
+        doorbell.stop();
+        assert!(thread.join().expect("the core") > 0, "the other core ran old code");
+    }
+}
+
+#[test]
+fn two_cores_count_together() {
+    // top: lock xadd [rdi], rax (rax = 1); mov eax, 1; dec rcx; jnz top; jmp self
+    let code = [0xb8, 1, 0, 0, 0, 0xf0, 0x48, 0x0f, 0xc1, 0x07, 0x48, 0xff, 0xc9, 0x75, 0xf1, 0xeb, 0xfe];
+    const ROUNDS: u64 = 200_000;
+    let mut guest = kernel(&code, Some(1 << 20));
+    guest.cpu.state.gpr[gpr::RDI] = DATA;
+    guest.cpu.state.gpr[gpr::RCX] = ROUNDS;
+    let mut cpu = second_core(&guest, Clock::Virtual { skipped: 0 }, CODE);
+    let thread = std::thread::spawn(move || cpu.run(5 * ROUNDS));
+    assert_eq!(guest.run(5 * ROUNDS), Outcome::Done);
+    thread.join().expect("the core");
+    assert_eq!(guest.cpu.memory.read::<u64>(DATA), 2 * ROUNDS);
+}
