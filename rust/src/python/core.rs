@@ -255,13 +255,14 @@ impl PyCore {
         Ok(code_at_rip(&mut *self.cpu()?))
     }
 
-    /// The fragment that holds the instruction at RIP, as text: guest instructions and the host code made of
-    /// each. None where there is none, or no translator.
-    fn fragment(&self) -> PyResult<Option<String>> {
+    /// The fragment that holds the instruction at `linear` (RIP), as text: guest instructions and the host code
+    /// made of each. None where there is none, or no translator.
+    #[pyo3(signature = (linear = None))]
+    fn fragment(&self, linear: Option<u64>) -> PyResult<Option<String>> {
         let mut cpu = self.cpu()?;
-        let (linear, rip) = (cpu.code_linear(), cpu.state.rip);
+        let linear = linear.unwrap_or_else(|| cpu.code_linear());
         let Ok(host_pa) = cpu.fetch(linear) else { return Ok(None) };
-        Ok(cpu.translator.as_mut().and_then(|t| t.listing(host_pa)).map(|listing| listing.text(rip)))
+        Ok(cpu.translator.as_mut().and_then(|t| t.listing(host_pa)).map(|listing| listing.text(linear)))
     }
 
     /// Hash of all exits so far.

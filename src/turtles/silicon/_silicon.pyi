@@ -230,8 +230,11 @@ class Core:
         """
     def code(self) -> tuple[bytes, int]:
         """Bytes at RIP as an instruction fetch finds them (none where it faults), and the code's bits."""
-    def fragment(self) -> str | None:
-        """The translator's fragment that holds the instruction at RIP: guest code and host code, as text."""
+    def fragment(self, linear: int | None = None) -> str | None:
+        """The translator's fragment that holds the instruction at `linear` (RIP), as text.
+
+        Each guest instruction with the host code made of it. None where there is no fragment.
+        """
     def digest(self) -> int:
         """Hash of (retired, reason, RIP) of all exits so far: two equal runs have the same."""
 

@@ -30,6 +30,7 @@ STEPS: Final = (1_000_000, 1000, 1)
 PATIENCE_S: Final = 120.0
 """A machine that lets the other one wait this long hangs."""
 LAST_EXITS: Final = 5
+LAST_FRAGMENTS: Final = 3
 LAST_INSTRUCTIONS: Final = 70
 FOREVER: Final = 1 << 62
 PAGE: Final = 4096
@@ -116,6 +117,8 @@ class Difference:
     executed: list[Executed]
     """Known where one instruction was executed at a time, or the window was searched."""
     exits: list[str]
+    fragments: list[str] = field(default_factory=list)
+    """What the translator made of the code that was executed last, host code included."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -126,7 +129,10 @@ class Difference:
             text[0] = f"the machines differ after the instruction at {self.before} ns"
         text += [f"  {e.time} RIP {e.rip:#x}: {e.text}" for e in self.executed]
         text += [f"  {line}" for line in self.what]
-        return text + [f"  last exits of {line}" for line in self.exits]
+        text += [f"  last exits of {line}" for line in self.exits]
+        for fragment in self.fragments:
+            text += ["  fragment:", *(f"  {line}" for line in fragment.splitlines())]
+        return text
 
 
 @dataclass
@@ -309,6 +315,16 @@ class Run:
             self.ended = outcome
         meeting.leave()
 
+    def fragments(self, executed: list[Executed]) -> list[str]:
+        """The fragments that hold these instructions, the last one first, as far as they are still there."""
+        found = dict[str, None]()
+        for rig in self._rigs:
+            for e in reversed(executed):
+                text = rig.core.fragment(e.rip)
+                if text is not None:
+                    found[text] = None
+        return list(found)[:LAST_FRAGMENTS]
+
     def _stop(self, rig: Rig, serial: bytearray, outcome: Outcome | None = None) -> Stop:
         core = cast(CutCore, rig.core)
         exits = tuple(core.last_exits)
@@ -419,6 +435,7 @@ def search(
     For an engine that executes many instructions at a time, and only so does something else.
     """
     low, high = found.before, found.after
+    witness: Run | None = None
     while high - low > 1:
         middle = (low + high) // 2
         run = Run(options, sides, found.before, middle - found.before, middle, ignored)
@@ -426,9 +443,9 @@ def search(
         if run.difference is None:
             low = middle
         else:
-            high, found = middle, replace(run.difference, before=found.before)
+            high, found, witness = middle, replace(run.difference, before=found.before), run
     last = [e for e in trace if found.before <= e.time < found.after][-LAST_INSTRUCTIONS:]
-    return replace(found, executed=last)
+    return replace(found, executed=last, fragments=[] if witness is None else witness.fragments(last))
 
 
 def sides_for(variant: str, seed: int) -> tuple[Side, Side]:
