@@ -242,6 +242,11 @@ fn wanted(rng: &mut StdRng, i: &Instruction, kind: Kind, infos: &mut Instruction
                         | M::Maskmovdqu
                         | M::Vmaskmovdqu
                 )
+                // What an area holds of state that is not in use, and whether it is touched, differs.
+                || matches!(
+                    i.mnemonic(),
+                    M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Fxsave | M::Fxsave64
+                )
                 || special_memory(i)
                 || i.has_lock_prefix() && !in_memory(i)
                 || (0..i.op_count()).any(|n| {
