@@ -14,7 +14,16 @@ from tests.guests.samples import elf32, multiboot_header
 from turtles.silicon import disassemble
 from turtles.silicon import slots as S
 from turtles.tools.demo import embedded_options
-from turtles.tools.lockstep import NAMES, NoEngine, Side, compared_slots, lockstep
+from turtles.tools.lockstep import (
+    NAMES,
+    Difference,
+    Executed,
+    NoEngine,
+    Run,
+    Side,
+    compared_slots,
+    lockstep,
+)
 from turtles.tools.machine import Rig
 from turtles.tools.options import DebugExit, Failure, RunOptions
 
@@ -88,6 +97,21 @@ def test_the_translator_does_as_the_interpreter(tmp_path: Path, variant: str) ->
             assert result.difference is None, "\n".join(result.difference.lines())
     except NoEngine as e:
         pytest.skip(e.format_message())
+
+
+def test_the_fragments_of_executed_code_are_shown() -> None:
+    """Here of a run without a difference, around where it stands."""
+    found = Difference(0, 9, [], [], [])
+    run = Run(
+        embedded_options(1, "virtual", None), (Side("interpreter"), Side("translator")), 0, 50_000, 10**7
+    )
+    run.run()
+    assert run.difference is None
+    core = next(rig.core for rig in run.rigs if rig.core.engine == "translator")
+    rips = [Executed(0, core.slots[S.RIP] + n, "") for n in range(-4096, 4096)]
+    found.fragments.extend(run.fragments(rips))
+    assert 0 < len(found.fragments) <= 3
+    assert any(line.strip() == "ways out" for line in found.lines())
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -315,6 +315,11 @@ class Run:
             self.ended = outcome
         meeting.leave()
 
+    @property
+    def rigs(self) -> list[Rig]:
+        """The machines as they stand."""
+        return self._rigs
+
     def fragments(self, executed: list[Executed]) -> list[str]:
         """The fragments that hold these instructions, the last one first, as far as they are still there."""
         found = dict[str, None]()
