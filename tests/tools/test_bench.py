@@ -80,6 +80,16 @@ def test_console_lines_become_samples_of_their_level() -> None:
     assert set(reader.inits) == {1}
 
 
+def test_durations() -> None:
+    assert [bars.duration(ns) for ns in (0.25, 999, 1000, 2.5e6, 61e9)] == [
+        "0.25 ns",
+        "999.00 ns",
+        "1.00 µs",
+        "2.50 ms",
+        "61.00 s",
+    ]
+
+
 def test_clocks() -> None:
     assert ClockCheck("tcg", 1, 0, 10.009, 10.0).holds is True
     assert ClockCheck("tcg", 1, 0, 9.98, 10.0).holds is False

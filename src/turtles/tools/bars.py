@@ -129,6 +129,14 @@ def figures(m: Medians, keep: Callable[[Key], bool] = lambda key: True) -> list[
     return list(rows.values())
 
 
+def duration(ns: float) -> str:
+    """In the unit that suits it."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= size:
+            return f"{ns / size:.2f} {unit}"
+    return f"{ns:.2f} ns"
+
+
 def label(program: str, level: int) -> str:
     """A column's name."""
     return program if level == 0 else f"{program} L{level}"

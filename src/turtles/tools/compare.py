@@ -139,7 +139,7 @@ def show(bench: Bench, console: Console) -> None:
     m = bench.medians
     columns = sorted({(p, n) for p, n, _ in m}, key=lambda c: (c[1], c[0] == "tcg"))
     table = Table(title="medians", title_justify="left", box=None, pad_edge=False)
-    table.add_column("ns for one operation")
+    table.add_column("one operation")
     for program, level in columns:
         table.add_column(bars.label(program, level), justify="right")
     ours = ("turtles", 1)
@@ -148,7 +148,7 @@ def show(bench: Bench, console: Console) -> None:
         table.add_column("L1 / native", justify="right")
     for row in bars.figures(m):
         name = str(row["row"])
-        cells = [f"{row[c]:,.1f}" if (c := bars.label(*column)) in row else "" for column in columns]
+        cells = [bars.duration(m[(*c, name)]) if (*c, name) in m else "" for c in columns]
         ratio = bars.ratio(m, ours, ("native", 0), name)
         more = [f"{ratio:.2f}" if ratio is not None else ""] if with_native else []
         table.add_row(name, *cells, *more)
