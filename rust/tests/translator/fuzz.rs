@@ -13,11 +13,11 @@ pub fn environment(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-fn against_the_interpreter(exact: bool) {
+fn against_the_interpreter(exact: bool, kernel: bool) {
     let seed = environment("SEED", rand::random());
     let cases = environment("SILICON_CASES", 6000);
     println!("SEED={seed} SILICON_CASES={cases}");
-    let mut pair = Pair::new(exact);
+    let mut pair = Pair::new(exact, if kernel { 0 } else { 3 });
     let mut infos = InstructionInfoFactory::new();
     let mut failures = Vec::new();
     let mut retired = 0;
@@ -25,7 +25,7 @@ fn against_the_interpreter(exact: bool) {
         // A case is found again by its own seed.
         let own = seed.wrapping_add(case);
         let mut rng = StdRng::seed_from_u64(own);
-        let p = program(&mut rng, Kind { native: false, undefined_flags: exact }, &mut infos);
+        let p = program(&mut rng, Kind { native: false, undefined_flags: exact, kernel }, &mut infos);
         if std::env::var_os("SILICON_VERBOSE").is_some() {
             eprintln!("SEED={own}\n{:x?}\n{}", crate::pair::Brief(&p), crate::program::listing(&p));
         }
@@ -48,10 +48,15 @@ fn against_the_interpreter(exact: bool) {
 
 #[test]
 fn random_programs() {
-    against_the_interpreter(false);
+    against_the_interpreter(false, false);
 }
 
 #[test]
 fn random_programs_with_exact_flags() {
-    against_the_interpreter(true);
+    against_the_interpreter(true, false);
+}
+
+#[test]
+fn random_programs_of_a_kernel() {
+    against_the_interpreter(true, true);
 }

@@ -125,7 +125,7 @@ fn random_programs_like_the_host() {
     for case in 0..cases {
         let own = seed.wrapping_add(case);
         let mut rng = StdRng::seed_from_u64(own);
-        let p = program(&mut rng, Kind { native: true, undefined_flags: true }, &mut infos);
+        let p = program(&mut rng, Kind { native: true, undefined_flags: true, kernel: false }, &mut infos);
         let count = rng.random_range(1..40);
         if std::env::var_os("SILICON_VERBOSE").is_some() {
             eprintln!("SEED={own}\n{:x?}\n{}", Brief(&p), listing(&p));

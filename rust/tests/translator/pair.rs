@@ -10,7 +10,11 @@ use crate::program::{ABSENT, CODE, DATA, DATA_PAGES, Program, READ_ONLY, listing
 
 /// A guest in which programs run, at CPL 3.
 pub fn guest_for_programs() -> Guest {
-    let mut guest = Guest::long(3);
+    guest_at(3)
+}
+
+fn guest_at(cpl: u64) -> Guest {
+    let mut guest = Guest::long(cpl);
     guest.cpu.state.xcr0 = silicon::interpreter::vector::features::xcr0_supported();
     guest.unmap_all();
     for n in 0..DATA_PAGES {
@@ -53,18 +57,24 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(exact: bool) -> Self {
-        let mut translator = guest_for_programs();
+    pub fn new(exact: bool, cpl: u64) -> Self {
+        let mut translator = guest_at(cpl);
         translator.cpu.use_translator_with(4 << 20).expect("executable memory");
         let settings = translator.cpu.translator.as_mut().expect("a translator");
         (settings.warm, settings.exact_flags) = (0, exact);
-        Self { interpreter: guest_for_programs(), translator, exact }
+        Self { interpreter: guest_at(cpl), translator, exact }
     }
 
     /// Runs a program on both sides with stops at random counts; a message where they differ.
     pub fn compare(&mut self, rng: &mut StdRng, p: &Program) -> Result<u64, String> {
         load(&mut self.interpreter, p);
         load(&mut self.translator, p);
+        let smap = rng.random_range(0..2) << 21;
+        for guest in [&mut self.interpreter, &mut self.translator] {
+            guest.cpu.state.cr4 = guest.cpu.state.cr4 & !(1 << 21) | smap;
+            guest.cpu.state.kernel_gs_base = p.fs;
+            guest.ready();
+        }
         if rng.random_range(0..4) == 0 {
             for guest in [&mut self.interpreter, &mut self.translator] {
                 guest.cpu.invalidate(Invalidation::Vpid { vpid: 0 });

@@ -35,6 +35,8 @@ pub struct Kind {
     pub native: bool,
     /// Instructions that leave a flag undefined are in.
     pub undefined_flags: bool,
+    /// What only a kernel may do is in.
+    pub kernel: bool,
 }
 
 /// A program and its start.
@@ -324,6 +326,28 @@ fn instruction(rng: &mut StdRng, ip: u64, kind: Kind, fs: u64, gs: u64, infos: &
     }
 }
 
+/// STI, CLI, SWAPGS, STAC, CLAC, PUSHFQ, POPFQ, STD, CLD, RDTSC, INVLPG [rbx], MOV RAX, CR3, MOV CR3, RAX behind it,
+/// MOV RAX, CR0, PUSHFQ; POP RAX and PUSH RAX; POPFQ with AC, LFENCE.
+const KERNEL: [&[u8]; 17] = [
+    &[0xfb],
+    &[0xfa],
+    &[0x0f, 0x01, 0xf8],
+    &[0x0f, 0x01, 0xcb],
+    &[0x0f, 0x01, 0xca],
+    &[0x9c],
+    &[0x9d],
+    &[0xfd],
+    &[0xfc],
+    &[0x0f, 0x31],
+    &[0x0f, 0x01, 0x3b],
+    &[0x0f, 0x20, 0xd8],
+    &[0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8],
+    &[0x0f, 0x20, 0xc0],
+    &[0x9c, 0x58],
+    &[0x9c, 0x58, 0x48, 0x0d, 0, 0, 4, 0, 0x50, 0x9d],
+    &[0x0f, 0xae, 0xe8],
+];
+
 const JCC_FAR: usize = 6;
 
 /// Branches: to instruction `to`, filled in when all places are known.
@@ -412,6 +436,7 @@ pub fn program(rng: &mut StdRng, kind: Kind, infos: &mut InstructionInfoFactory)
             3 => Piece::Indirect(rng.random_range(0..2) == 0, to),
             4 => Piece::Call(to),
             5 => Piece::Return(to),
+            6..10 if kind.kernel => Piece::Plain(KERNEL[rng.random_range(0..KERNEL.len())].to_vec()),
             _ => Piece::Plain(instruction(rng, at, kind, fs, gs, infos)),
         };
         places.push(at);
