@@ -136,7 +136,9 @@ impl Pages {
         }
         if marked == 0 && self.patience.fetch_add(1, Ordering::Relaxed) % PATIENCE == PATIENCE - 1 {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.granules(page).load(Ordering::Relaxed) == 0 {
+            // While WRITABLE stands, some TLB still has to give the page up.
+            let shot_down = self.flag(page).load(Ordering::SeqCst) & WRITABLE == 0;
+            if shot_down && self.granules(page).load(Ordering::Relaxed) == 0 {
                 self.flag(page).fetch_and(!CODE, Ordering::SeqCst);
             }
         }
@@ -174,7 +176,11 @@ impl Pages {
         if flag.load(Ordering::Relaxed) & (DIRTY | WRITABLE | CODE) == DIRTY | WRITABLE {
             return true;
         }
-        flag.fetch_or(DIRTY | WRITABLE, Ordering::SeqCst) & CODE == 0
+        // WRITABLE beside CODE means that a shootdown is under way; it must not come back meanwhile.
+        let granted = flag.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |seen| {
+            Some(if seen & CODE == 0 { seen | DIRTY | WRITABLE } else { seen | DIRTY })
+        });
+        granted.is_ok_and(|seen| seen & CODE == 0)
     }
 
     /// Pages of `[0, limit)` with the dirty flag, which is cleared; the caller then shoots down writes.
