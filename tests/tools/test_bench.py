@@ -47,6 +47,12 @@ def test_one_bad_row_is_not_hidden_by_the_mean() -> None:
     assert bar.reached is False
 
 
+def test_a_slow_l1_does_not_make_l2_good() -> None:
+    found = bars.all_bars(bars.medians(everything(3.0)), None)
+    assert found[2].reached is False
+    assert found[4].value == pytest.approx(1.0) and found[4].reached is False
+
+
 def test_a_missing_row_is_no_figure() -> None:
     samples = [s for s in everything() if (s.program, s.level, s.row) != ("tcg", 1, "fork")]
     found = bars.all_bars(bars.medians(samples), None)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from turtles.tools.bars import duration
 from turtles.tools.options import Failure
 
 STYLE: Final = """
@@ -88,7 +89,9 @@ def _document(result: Mapping[str, Any], plots: Mapping[str, str]) -> str:
     host, settings = result["host"], result["settings"]
     before, after = host["load"]
     columns = [c for c in COLOURS if any(c in row for row in result["medians_ns"])]
-    medians = [[row["row"], *(row.get(c, "") for c in columns)] for row in result["medians_ns"]]
+    medians = [
+        [row["row"], *(duration(row[c]) if c in row else "" for c in columns)] for row in result["medians_ns"]
+    ]
     clocks = [
         [
             f"{c['program']} L{c['level']}",
@@ -112,7 +115,7 @@ def _document(result: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         _bars(result),
         *(f"<h2>{html.escape(TITLES[name])}</h2>{svg}" for name, svg in plots.items()),
         *([] if plots else [f"<p>{NO_PLOTS}</p>"]),
-        "<h2>Medians, ns for one operation</h2>",
+        "<h2>Medians, for one operation</h2>",
         _table(["", *columns], medians),
     ]
     costs = result["exit_costs"]
