@@ -235,4 +235,20 @@ mod tests {
         pages.write_protected(0);
         assert!(!pages.allow_write(0));
     }
+
+    #[test]
+    fn while_a_shootdown_is_under_way_nobody_writes_without_notice() {
+        let pages = Pages::new(2).unwrap();
+        assert!(pages.allow_write(0));
+        assert!(pages.mark_code(0, 1).1);
+        // Another core answers the shootdown and writes on, before the core that asked for it goes on.
+        assert!(pages.written(0, 1));
+        for _ in 0..PATIENCE {
+            pages.written(0, 1);
+        }
+        assert!(!pages.allow_write(0));
+        pages.write_protected(0);
+        assert!(!pages.mark_code(0, 1).1, "nobody has the page");
+        assert!(pages.written(0, 1));
+    }
 }
