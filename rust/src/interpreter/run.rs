@@ -137,6 +137,7 @@ impl Cpu {
         let block = unsafe { &mut *block };
         if block.bits != Bits::B64
             || matches!(self.mode.cpl, 1 | 2)
+            || self.mode.align_check
             || block.second_pa != ONE_PAGE
             || self.budget() < block.insns.len() as u64
         {

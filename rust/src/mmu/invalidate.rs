@@ -62,6 +62,7 @@ impl Cpu {
     pub fn invalidate(&mut self, what: Invalidation) {
         let base = self.memory.base() as u64;
         let mmu = &mut self.mmu;
+        mmu.stamp += 1;
         if let Invalidation::Ept { eptp } = what {
             mmu.ept.invalidate(eptp.map(|e| e & super::ADDRESS_MASK));
         } else if what == Invalidation::Everything {

@@ -36,6 +36,8 @@ pub struct Mmu {
     /// The context in force.
     pub(super) current: usize,
     clock: u64,
+    /// Moves when another space is selected, or a translation is dropped or loses a right.
+    pub(super) stamp: u64,
     /// Last number given out by [`Cpu::code_epoch`].
     last_epoch: u16,
     /// Guest-physical mappings.
@@ -63,6 +65,7 @@ impl Default for Mmu {
             keys: Vec::new(),
             current: 0,
             clock: 0,
+            stamp: 0,
             last_epoch: 0,
             ept: EptCache::default(),
             watch: Watch::default(),
@@ -95,6 +98,7 @@ impl Mmu {
     /// Makes the context of `key` the current one.
     fn select(&mut self, key: Key) {
         self.clock += 1;
+        let before = self.current;
         if let Some(found) = self.keys.iter().position(|k| *k == key) {
             self.current = found;
         } else if self.contexts.len() < CONTEXTS {
@@ -104,11 +108,13 @@ impl Mmu {
         } else {
             let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used).map_or(0, |(i, _)| i);
             self.contexts[oldest].flush(false);
+            self.stamp += 1;
             self.contexts[oldest].key = key;
             self.keys[oldest] = key;
             self.current = oldest;
         }
         self.contexts[self.current].used = self.clock;
+        self.stamp += u64::from(self.current != before);
     }
 
     /// Points the three arrays at the current context.
@@ -140,6 +146,14 @@ impl Cpu {
     pub fn view_array(&self, checked: bool) -> *const TlbEntry {
         let view = if checked { View::SupervisorSmap } else { View::Supervisor };
         self.mmu.contexts.get(self.mmu.current).map_or(NOTHING.as_ptr(), |c| c.array(view))
+    }
+
+    /// A number that stays the same while every translation that the TLB gave out for explicit data accesses
+    /// holds, at one privilege.
+    #[inline]
+    #[must_use]
+    pub fn translation_stamp(&self) -> u64 {
+        self.mmu.stamp
     }
 
     /// A number for the present address space and privilege, under which branch targets may be remembered: it

@@ -21,6 +21,7 @@ pub mod reg {
 #[allow(missing_docs)]
 pub mod cc {
     pub const AE: u8 = 3;
+    pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
     pub const L: u8 = 12;

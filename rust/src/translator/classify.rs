@@ -49,6 +49,8 @@ pub struct Native {
     pub gprs: Vec<GprOperand>,
     /// Memory operand.
     pub memory: Option<MemoryOperand>,
+    /// AH, CH, DH or BH is among the operands.
+    pub high_byte: bool,
 }
 
 /// How an instruction is translated.
@@ -68,6 +70,8 @@ pub enum Plan {
     Leave,
     /// Jcc rel.
     Jcc,
+    /// JRCXZ.
+    JumpIfZero,
     /// JMP rel.
     Jump,
     /// CALL rel.
@@ -254,6 +258,9 @@ pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) ->
     if i.is_jcc_short_or_near() {
         return Plan::Jcc;
     }
+    if i.code() == Code::Jrcxz_rel8_64 {
+        return Plan::JumpIfZero;
+    }
     if i.is_jmp_short_or_near() {
         return if i.op0_kind() == OpKind::NearBranch64 { Plan::Jump } else { Plan::Interpret };
     }
@@ -281,7 +288,7 @@ pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) ->
                 _ => Plan::Interpret,
             };
         }
-        M::Pop if i.code() == Code::Pop_r64 && i.op0_register() != Register::RSP => return Plan::Pop,
+        M::Pop if i.code() == Code::Pop_r64 => return Plan::Pop,
         M::Leave if i.code() == Code::Leaveq => return Plan::Leave,
         M::Lea if insn.address_mask != 0xffff => return Plan::Lea,
         M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetchw => return Plan::Nothing,
@@ -331,6 +338,7 @@ fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> O
     let details = infos.info(i);
     let mut gprs = Vec::new();
     let mut memory = None;
+    let mut high_byte = false;
     for n in 0..i.op_count() {
         let access = details.op_access(n);
         let reads = !matches!(access, OpAccess::Write | OpAccess::None | OpAccess::NoMemAccess);
@@ -343,7 +351,8 @@ fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> O
                 if r.is_gpr() {
                     let full = r.full_register();
                     if matches!(r, Register::AH | Register::BH | Register::CH | Register::DH) {
-                        return None;
+                        high_byte = true;
+                        continue;
                     }
                     // A write of 8 or 16 bits keeps the rest; a conditional one may keep all.
                     let partial = r.size() < 4 || access == OpAccess::CondWrite;
@@ -382,7 +391,7 @@ fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> O
         memory = None;
         gprs.clear();
     }
-    Some(Native { gprs, memory })
+    Some(Native { gprs, memory, high_byte })
 }
 
 fn is_conditional(m: M) -> bool {

@@ -10,7 +10,8 @@ use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
 use super::encoding::{Encoding, Rm};
 use super::flags;
 use super::glue::{Glue, and_imm, gpr, host, restore_flags, save_flags, shift_right, state};
-use super::hot::hot;
+use super::hot::{SLOTS, hot, slot_part};
+use super::variant::{SMAP, SUPERVISOR};
 use crate::decode::{Insn, SLOT_NONE, SLOT_RIP};
 use crate::state::seg;
 
@@ -90,6 +91,17 @@ struct Cold {
     site: usize,
 }
 
+/// A memory operand's second way to its host pointer.
+struct Probe {
+    from: usize,
+    back: usize,
+    slot: i32,
+    memory: MemoryOperand,
+    index: u16,
+    saved: bool,
+    site: usize,
+}
+
 struct Builder<'a> {
     a: Asm,
     draft: Draft,
@@ -98,6 +110,7 @@ struct Builder<'a> {
     /// Offset in the page of each instruction, and of the end.
     offsets: Vec<u64>,
     cold: Vec<Cold>,
+    probes: Vec<Probe>,
     live: Vec<bool>,
 }
 
@@ -116,7 +129,16 @@ pub fn translate(
     for insn in insns {
         offsets.push(offsets[offsets.len() - 1] + u64::from(insn.len));
     }
-    let mut b = Builder { a: Asm::default(), draft: Draft::default(), context, insns, offsets, cold: Vec::new(), live };
+    let mut b = Builder {
+        a: Asm::default(),
+        draft: Draft::default(),
+        context,
+        insns,
+        offsets,
+        cold: Vec::new(),
+        probes: Vec::new(),
+        live,
+    };
     b.entry();
     let mut at = 0;
     let mut ended = false;
@@ -198,6 +220,15 @@ impl Builder<'_> {
                 self.go_to(self.offsets[n + 1] as i64);
                 self.a.bind_here(taken);
                 self.go_to(to);
+                Some(true)
+            }
+            Plan::JumpIfZero => {
+                self.a.bytes(&[0xe3, 5]); // over the jump
+                let past = self.a.jmp_later();
+                let to = self.target(n);
+                self.go_to(to);
+                self.a.bind_here(past);
+                self.go_to(self.offsets[n + 1] as i64);
                 Some(true)
             }
             Plan::Jump => {
@@ -296,30 +327,68 @@ impl Builder<'_> {
         if live {
             save_flags(&mut self.a);
         }
-        self.a.mov(reg::S1, reg::S0);
-        shift_right(&mut self.a, reg::S1, 7);
-        and_imm(&mut self.a, reg::S1, (crate::mmu::TLB_ENTRIES as u32 - 1) << 5);
-        self.a.op_mem(true, 0x03, reg::S1, Address::base(reg::RSP, hot!(tlb)));
-        let tag = if m.written { TAG_WRITE } else { TAG_READ };
-        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::S1, tag)); // sub s0, [tag]
-        let miss = if m.aligned {
-            // test s0, ~0xff0 (16 bytes) or ~0xfe0 (32 bytes): in the page and aligned.
+        let supervisor = self.context.variant & SUPERVISOR != 0;
+        let site = self.site(n, None);
+        let number = (self.context.first_site as usize + site) % SLOTS;
+        let slot = hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32;
+        // The page that this operand met last; the TLB is asked in the cold part.
+        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::RSP, slot)); // sub s0, [slot's page]
+        let from = self.leave_page(m);
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
+        let back = self.a.at();
+        if live {
+            restore_flags(&mut self.a);
+        }
+        self.probes.push(Probe { from, back, slot, memory: m, index: n as u16, saved: live, site });
+        site
+    }
+
+    /// Branches away unless S0 is the offset of an operand that lies in one page, aligned where it must be.
+    fn leave_page(&mut self, m: MemoryOperand) -> usize {
+        if m.aligned {
+            // In the page and aligned: nothing but bits 11:4 (16 bytes) or 11:5 (32 bytes).
             let mask = !(0xfff & !(i32::from(m.size) - 1));
-            self.a.op_reg(true, 0xf7, 0, reg::S0);
+            self.a.op_reg(true, 0xf7, 0, reg::S0); // test s0, mask
             self.a.bytes(&mask.to_le_bytes());
             self.a.jcc_later(cc::NE)
         } else {
             self.a.op_reg(true, 0x81, 7, reg::S0); // cmp s0, 4096 - size
             self.a.bytes(&(4096 - i32::from(m.size)).to_le_bytes());
             self.a.jcc_later(cc::A)
-        };
-        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, HOST)); // add s0, [host]
-        if live {
-            restore_flags(&mut self.a);
         }
-        let site = self.site(n, None);
-        self.cold.push(Cold { from: vec![miss], index: n as u16, saved: live, site });
-        site
+    }
+
+    /// The TLB, for an operand whose slot has another page; what misses goes to the helper.
+    fn probe(&mut self, p: &Probe) {
+        self.a.bind_here(p.from);
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, p.slot));
+        self.a.mov(reg::S1, reg::S0);
+        shift_right(&mut self.a, reg::S1, 7);
+        and_imm(&mut self.a, reg::S1, (crate::mmu::TLB_ENTRIES as u32 - 1) << 5);
+        self.a.op_mem(true, 0x03, reg::S1, Address::base(reg::RSP, hot!(tlb)));
+        let tag = if p.memory.written { TAG_WRITE } else { TAG_READ };
+        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::S1, tag)); // sub s0, [tag]
+        let miss = self.leave_page(p.memory);
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, HOST));
+        self.a.store(reg::RAX, hot!(saved_rax));
+        let mut unchecked = None;
+        if self.context.variant & SMAP != 0 {
+            // Under STAC the page may be the user's, which a later access must not reach.
+            self.a.load(reg::RAX, hot!(tlb));
+            self.a.op_mem(true, 0x3b, reg::RAX, Address::base(reg::RSP, hot!(tlb_unchecked)));
+            unchecked = Some(self.a.jcc_later(cc::E));
+        }
+        self.a.op_mem(true, 0x8b, reg::RAX, Address::base(reg::S1, tag));
+        self.a.store(reg::RAX, p.slot);
+        self.a.op_mem(true, 0x8b, reg::RAX, Address::base(reg::S1, HOST));
+        self.a.store(reg::RAX, p.slot + 8);
+        if let Some(at) = unchecked {
+            self.a.bind_here(at);
+        }
+        self.a.load(reg::RAX, hot!(saved_rax));
+        let out = self.a.jmp_later();
+        self.a.bind(out, p.back);
+        self.cold.push(Cold { from: vec![miss], index: p.index, saved: p.saved, site: p.site });
     }
 
     /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
@@ -364,7 +433,11 @@ impl Builder<'_> {
                 moved.push((g.guest, scratch.next()?));
             }
         }
-        // AH to BH were sent to the interpreter, so a REX prefix may appear where there was none.
+        // With AH to BH no REX prefix may appear.
+        let extended = |g: &GprOperand| host(g.guest).is_none_or(|h| h >= 8);
+        if native.high_byte && (native.memory.is_some() || native.gprs.iter().any(extended)) {
+            return None;
+        }
         let site = match native.memory {
             Some(m) => Some(self.operand(n, m)?),
             None => None,
@@ -450,7 +523,9 @@ impl Builder<'_> {
     fn pop(&mut self, n: usize) -> Option<bool> {
         let guest = self.insns[n].iced.op0_register().number() as u8;
         let site = self.stack(n, 0, false);
-        self.move_rsp(8);
+        if guest != 4 {
+            self.move_rsp(8);
+        }
         self.load_guest(guest, Address::base(reg::S0, 0));
         self.resumes_here(site);
         Some(false)
@@ -662,20 +737,22 @@ impl Builder<'_> {
     /// will execute before the budget ends, and nobody waits for an interrupt window.
     fn sti(&mut self, n: usize) -> Option<bool> {
         let next = self.context.next?;
-        if self.live[n] || next.seg != 3 || !is_harmless(next) {
+        if !is_harmless(next) {
             return None;
         }
+        save_flags(&mut self.a);
         self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
         self.a.bytes(&[0]);
         let window = self.a.jcc_later(cc::NE);
         self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(budget))); // cmp qword [budget], 64
         self.a.bytes(&[64]);
         let short = self.a.jcc_later(cc::L);
+        restore_flags(&mut self.a);
         self.without_interrupts();
         self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
         self.a.store(reg::S0, state!(rflags));
         let site = self.site(n, None);
-        self.cold.push(Cold { from: vec![window, short], index: n as u16, saved: false, site });
+        self.cold.push(Cold { from: vec![window, short], index: n as u16, saved: true, site });
         self.behind(n)
     }
 
@@ -695,6 +772,9 @@ impl Builder<'_> {
     // --- the end ---
 
     fn finish(mut self) -> Draft {
+        for probe in std::mem::take(&mut self.probes) {
+            self.probe(&probe);
+        }
         self.draft.starts.push(self.a.at() as u32);
         for cold in std::mem::take(&mut self.cold) {
             for at in cold.from {

@@ -1,5 +1,7 @@
 //! Data that translated code reaches at fixed offsets from its stack pointer, behind the flat state.
 
+use std::hash::{BuildHasher, RandomState};
+
 use crate::cpu::Cpu;
 use crate::mmu::TlbEntry;
 use crate::state::flag;
@@ -7,6 +9,15 @@ use crate::state_block::HOT_OFFSET;
 
 /// Entries of the table of branch targets.
 pub const TARGETS: usize = 16384;
+
+/// Pages remembered for each kind of access and privilege.
+pub const SLOTS: usize = 64;
+
+/// First slot of a kind of access.
+#[must_use]
+pub fn slot_part(written: bool, supervisor: bool) -> usize {
+    (usize::from(written) * 2 + usize::from(supervisor)) * SLOTS
+}
 
 /// See the module.
 #[repr(C, align(64))]
@@ -50,6 +61,14 @@ pub struct Hot {
     pub resume: *const u8,
     /// The processor.
     pub cpu: *mut Cpu,
+    /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
+    /// and privilege (see [`slot_part`]); an operand's place in it is its site's number.
+    pub slots: [[u64; 2]; 4 * SLOTS],
+    /// The state of the MMU for which `slots` hold.
+    pub slots_stamp: u64,
+    slots_secret: u64,
+    /// What empty slots point to.
+    dummy: [u64; 512 + 8],
     /// Branch targets, by linear address and epoch: tags,
     pub tags: [u64; TARGETS],
     /// and the code of the fragments, at their entry for saved flags.
@@ -81,12 +100,31 @@ impl Hot {
         (self.tags[at] == linear ^ self.epoch).then_some(self.code[at])
     }
 
+    /// Forgets the remembered pages unless the MMU is as it was.
+    #[inline]
+    pub fn keep_slots(&mut self, stamp: u64) {
+        if self.slots_stamp != stamp {
+            self.forget_slots(stamp);
+        }
+    }
+
+    /// The tag of an empty slot is not canonical and not to be guessed; who met it all the same would reach a
+    /// page of nobody.
+    fn forget_slots(&mut self, stamp: u64) {
+        self.slots_stamp = stamp;
+        self.slots_secret = self.slots_secret.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        let tag = 1 << 63 | self.slots_secret >> 2 & !0xfff;
+        self.slots = [[tag, (&raw const self.dummy) as u64]; 4 * SLOTS];
+    }
+
     /// Sets what never changes.
     pub fn initialise(&mut self) {
         self.status_mask = flag::STATUS;
         self.pushed_mask = !(flag::STATUS | flag::RF | flag::VM);
         self.no_interrupts_mask = !flag::IF;
         self.no_ac_mask = !flag::AC;
+        self.slots_secret = RandomState::new().hash_one(0u8);
+        self.forget_slots(!0);
         self.forget_targets();
     }
 

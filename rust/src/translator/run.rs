@@ -83,8 +83,10 @@ impl Cpu {
         let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
+        let stamp = self.translation_stamp();
         let hot = self.state.hot();
         hot.set_epoch(epoch);
+        hot.keep_slots(stamp);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
         (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
     }
@@ -210,7 +212,9 @@ impl Cpu {
                 }
                 let goes_on =
                     left >= rest as i64 && self.state.pending_debug == 0 && self.memory.code_log().position() == seen;
+                let stamp = self.translation_stamp();
                 let hot = self.state.hot();
+                hot.keep_slots(stamp);
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };
                 hot.resume = site.resume;
                 goes_on
@@ -235,6 +239,7 @@ impl Cpu {
             || !same
             || self.mode.bits != Bits::B64
             || matches!(self.mode.cpl, 1 | 2)
+            || self.mode.align_check
             || self.state.pending_debug != 0
             || self.memory.code_log().position() != seen
             || self.doorbell.bits.load(Ordering::Relaxed) != 0
