@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= python3
 # Cargo's build directory; the environment may point it elsewhere.
 export CARGO_TARGET_DIR ?= $(CURDIR)/rust/target
-RUST_SOURCES := $(shell find rust/src -name '*.rs') rust/Cargo.toml rust/Cargo.lock
+RUST_SOURCES := $(shell find rust/src -name '*.rs') rust/Cargo.toml
 
 .PHONY: all demo bench test test-rust test-python lint format clean
 
@@ -56,7 +56,7 @@ $(VENV)/.tools: pyproject.toml .ci/need
 	touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(RUST_SOURCES)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
 	touch $@
 
 clean:
