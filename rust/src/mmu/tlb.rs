@@ -157,6 +157,8 @@ pub struct Context {
     /// Slots (array * ENTRIES + index) that may hold something: what a flush has to visit.
     filled: Vec<u16>,
     listed: [u64; BITMAP],
+    /// Slots by the host page they lead to.
+    by_host: ByHost,
     /// Slots whose translation is global.
     global: [u64; BITMAP],
     upper: Box<[Upper; UPPER]>,
@@ -196,6 +198,7 @@ impl Context {
             used: 0,
             entries,
             filled: Vec::new(),
+            by_host: ByHost::new(),
             listed: [0; BITMAP],
             global: [0; BITMAP],
             large: [0; 16],
@@ -234,6 +237,7 @@ impl Context {
         if entry.host != host || entry.page() != Some(page) {
             *entry = TlbEntry { host, ..TlbEntry::empty(number) };
         }
+        self.by_host.put(number, host);
         if allow[0] {
             entry.read = page;
         }
@@ -319,13 +323,73 @@ impl Context {
 
     /// Takes the fast path for writes away from one host page (`None`: from all).
     pub fn write_protect(&mut self, host: Option<u64>) {
-        for &number in &self.filled {
-            let n = usize::from(number);
-            let entry = &mut self.entries[n];
+        let entries = &mut self.entries;
+        let mut protect = |n: usize| {
+            let entry = &mut entries[n];
             if !is_invalid(entry.write) && host.is_none_or(|host| entry.host == host) {
                 entry.write = invalid(n);
             }
+        };
+        match host {
+            Some(host) => self.by_host.slots_of(host).for_each(protect),
+            None => self.filled.iter().for_each(|&n| protect(usize::from(n))),
         }
+    }
+}
+
+/// Slots in chains by a hash of their host page, so that taking writes away from a page need not look at all. A
+/// slot stays in its chain when its entry is dropped: who walks a chain looks at the entries.
+struct ByHost {
+    heads: Box<[u16]>,
+    next: Box<[u16]>,
+    /// The chain of each slot.
+    chain: Box<[u16]>,
+}
+
+/// Chains, and what stands for "none".
+const CHAINS: usize = 4096;
+const NONE: u16 = !0;
+
+impl ByHost {
+    fn new() -> Self {
+        let none = |len: usize| vec![NONE; len].into_boxed_slice();
+        Self { heads: none(CHAINS), next: none(3 * ENTRIES), chain: none(3 * ENTRIES) }
+    }
+
+    fn hash(host: u64) -> u16 {
+        (host >> 12 ^ host >> 24) as u16 & (CHAINS as u16 - 1)
+    }
+
+    /// Slot `n` leads to `host` from now on.
+    #[inline]
+    fn put(&mut self, n: usize, host: u64) {
+        let chain = Self::hash(host);
+        if self.chain[n] != chain {
+            self.take(n);
+            self.chain[n] = chain;
+            self.next[n] = std::mem::replace(&mut self.heads[usize::from(chain)], n as u16);
+        }
+    }
+
+    fn take(&mut self, n: usize) {
+        if self.chain[n] == NONE {
+            return;
+        }
+        let behind = self.next[n];
+        let mut link = &mut self.heads[usize::from(self.chain[n])];
+        while *link != NONE {
+            if usize::from(*link) == n {
+                *link = behind;
+                return;
+            }
+            link = &mut self.next[usize::from(*link)];
+        }
+    }
+
+    /// Slots that may lead to `host`.
+    fn slots_of(&self, host: u64) -> impl Iterator<Item = usize> + '_ {
+        let some = |n: u16| (n != NONE).then_some(usize::from(n));
+        std::iter::successors(some(self.heads[usize::from(Self::hash(host))]), move |&n| some(self.next[n]))
     }
 }
 
