@@ -207,11 +207,13 @@ class SlowImage:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.begun = threading.Event()
         self.threads: set[str] = set()
         self.writes: list[int] = []
 
     def read(self, offset: int, length: int) -> bytes:
         self.threads.add(threading.current_thread().name)
+        self.begun.set()
         assert self.go.wait(10)
         return b"z" * length
 
@@ -260,6 +262,7 @@ def test_reset_waits_for_the_thread() -> None:
     driver.memory.write(HEADER, struct.pack("<IIQ", block.IN, 0, 3))
     driver.chain((HEADER, 16, False), (DATA, 512, True), (STATUS, 1, True))
     driver.offer(0)
+    assert image.begun.wait(10), "what has not begun is dropped without waiting"
     threading.Timer(0.05, image.go.set).start()
     driver.put(20, 1, 0)
     assert image.go.is_set()
