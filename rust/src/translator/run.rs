@@ -78,6 +78,12 @@ impl Cpu {
             | bit(smap, variant::SMAP)
     }
 
+    /// Fragments know 64-bit mode with CPL 0 or 3, and do not check alignment.
+    #[inline]
+    pub(crate) fn mode_is_translated(&self) -> bool {
+        self.mode.bits == Bits::B64 && matches!(self.mode.cpl, 0 | 3) && !self.mode.align_check
+    }
+
     /// Tells translated code what depends on CPL, the address space and the controls.
     fn set_space(&mut self, linear: u64) {
         let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
@@ -104,12 +110,11 @@ impl Cpu {
         self.drop_written_code();
         let variant = self.variant();
         let hot: *mut Hot = self.state.hot();
-        let memory = std::sync::Arc::clone(&self.memory);
         let translator = self.translator.as_mut()?;
         let number = match translator.find(block.host_pa, variant) {
             Some(number) => number,
             // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
-            None => translator.make(block, variant, &memory, unsafe { &mut *hot })?,
+            None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
         if (translator.variant ^ variant) & (variant::SSE | variant::AVX) != 0 {
             // Targets are remembered by address space and privilege only.
@@ -237,9 +242,7 @@ impl Cpu {
         let same = (variant ^ std::mem::replace(&mut translator.variant, variant)) & vector == 0;
         if left <= 0
             || !same
-            || self.mode.bits != Bits::B64
-            || matches!(self.mode.cpl, 1 | 2)
-            || self.mode.align_check
+            || !self.mode_is_translated()
             || self.state.pending_debug != 0
             || self.memory.code_log().position() != seen
             || self.doorbell.bits.load(Ordering::Relaxed) != 0

@@ -149,19 +149,27 @@ def vmxoff(vcpu: Vcpu) -> None:
     succeed(vcpu)
 
 
-def vmclear(vcpu: Vcpu) -> None:
-    """VMCLEAR."""
+def _vmcs_pointer(vcpu: Vcpu, bad_address: VmError, vmxon_pointer: VmError) -> int | None:
+    """The VMCS address that VMCLEAR or VMPTRLD names; none when the instruction has ended with an error."""
     if not permitted(vcpu):
-        return
+        return None
     try:
         l1_pa = _pointer(vcpu)
     except Faulted:
-        return
+        return None
     if _bad_address(vcpu, l1_pa):
-        fail(vcpu, VmError.VMCLEAR_ADDRESS)
-        return
+        fail(vcpu, bad_address)
+        return None
     if l1_pa == vcpu.vmxon_l1_pa:
-        fail(vcpu, VmError.VMCLEAR_VMXON_POINTER)
+        fail(vcpu, vmxon_pointer)
+        return None
+    return l1_pa
+
+
+def vmclear(vcpu: Vcpu) -> None:
+    """VMCLEAR."""
+    l1_pa = _vmcs_pointer(vcpu, VmError.VMCLEAR_ADDRESS, VmError.VMCLEAR_VMXON_POINTER)
+    if l1_pa is None:
         return
     if vcpu.current12 is not None and vcpu.current12.l1_pa == l1_pa:
         set_current(vcpu, None)
@@ -171,17 +179,8 @@ def vmclear(vcpu: Vcpu) -> None:
 
 def vmptrld(vcpu: Vcpu) -> None:
     """VMPTRLD."""
-    if not permitted(vcpu):
-        return
-    try:
-        l1_pa = _pointer(vcpu)
-    except Faulted:
-        return
-    if _bad_address(vcpu, l1_pa):
-        fail(vcpu, VmError.VMPTRLD_ADDRESS)
-        return
-    if l1_pa == vcpu.vmxon_l1_pa:
-        fail(vcpu, VmError.VMPTRLD_VMXON_POINTER)
+    l1_pa = _vmcs_pointer(vcpu, VmError.VMPTRLD_ADDRESS, VmError.VMPTRLD_VMXON_POINTER)
+    if l1_pa is None:
         return
     # Bit 31, the shadow indicator, must be clear too: L1 is not offered VMCS shadowing.
     if vcpu.machine.l1.load64(l1_pa) & 0xFFFF_FFFF != vcpu.machine.revision:
