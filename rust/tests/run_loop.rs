@@ -351,6 +351,16 @@ fn rep_that_writes_over_itself() {
 }
 
 #[test]
+fn rf_lasts_until_all_iterations_are_complete() {
+    let mut guest = rep(&REP_MOVSB, SOURCE, TARGET, 10_000);
+    guest.cpu.state.rflags |= flag::RF;
+    assert_eq!(guest.run(7_000), Outcome::Done);
+    assert_eq!((guest.cpu.state.gpr[gpr::RCX], guest.cpu.state.rflags & flag::RF), (3_000, flag::RF));
+    assert_eq!(guest.run(3_000), Outcome::Done);
+    assert_eq!((guest.cpu.state.gpr[gpr::RCX], guest.cpu.state.rflags & flag::RF), (0, 0));
+}
+
+#[test]
 fn single_step_traps_after_each_instruction_and_iteration() {
     let trap = |o: Outcome| matches!(o, Outcome::Stopped(Stop::Exit) | Outcome::Fault { vector: 1, .. });
     let mut guest = rep(&REP_MOVSB, SOURCE, TARGET, 3);

@@ -229,7 +229,7 @@ impl Cpu {
             return Ok(());
         }
         // For REP: whether this boundary's reason is there at the next one too.
-        self.boundary = self.events_flagged();
+        self.boundary = self.iterations_flagged();
         let done = self.find_block(self.code_linear()).map_err(|stop| (stop, None)).and_then(|block| {
             // SAFETY: as in `slice`.
             let block = unsafe { &*block };

@@ -59,9 +59,16 @@ impl Cpu {
     #[inline]
     #[must_use]
     pub fn events_flagged(&self) -> bool {
+        self.state.rflags & flag::RF != 0 || self.iterations_flagged()
+    }
+
+    /// The same between the iterations of a string instruction: RF, which only holds instruction breakpoints back
+    /// until the whole is complete, is no reason to stop there.
+    #[inline]
+    #[must_use]
+    pub(crate) fn iterations_flagged(&self) -> bool {
         let s = &*self.state;
-        (s.rflags & (flag::TF | flag::RF)) | (s.interruptibility & 3) | s.pending_debug | s.activity | (s.dr7 & 0xff)
-            != 0
+        (s.rflags & flag::TF) | (s.interruptibility & 3) | s.pending_debug | s.activity | (s.dr7 & 0xff) != 0
             || self.ctl.primary & primary::MONITOR_TRAP != 0
             || self.ctl.primary & primary::INTERRUPT_WINDOW != 0 && s.rflags & flag::IF != 0
             || self.ctl.primary & primary::NMI_WINDOW != 0 && s.interruptibility & blocking::NMI == 0
