@@ -9,6 +9,7 @@ from typing import Literal
 
 from tests.l0.helpers import Rig
 from turtles.l0.outcome import Outcome, debug_exit
+from turtles.l0.tactics import ALL, Tactics
 from turtles.silicon import Model
 
 CODE = 0x1000
@@ -102,9 +103,9 @@ class Guest(Rig):
         *,
         model: Model | None = None,
         clock: Literal["host", "virtual"] = "host",
-        shadowing: bool = True,
+        tactics: Tactics = ALL,
     ) -> None:
-        super().__init__(model=model, clock=clock, shadowing=shadowing)
+        super().__init__(model=model, clock=clock, tactics=tactics)
         self.machine.l1.write(CODE, code)
         gdt = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0700_0067]
         self.machine.l1.write(0x500, b"".join(entry.to_bytes(8, "little") for entry in gdt))

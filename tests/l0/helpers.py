@@ -7,6 +7,7 @@ from typing import Literal
 
 from turtles.l0.machine import Machine
 from turtles.l0.ports import RamRegion
+from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.vcpu import Vcpu
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import Core, Memory, Model
@@ -98,7 +99,7 @@ class Rig:
     def __init__(
         self,
         *,
-        shadowing: bool = True,
+        tactics: Tactics = ALL,
         model: Model | None = None,
         clock: Literal["host", "virtual"] = "host",
     ) -> None:
@@ -107,7 +108,7 @@ class Rig:
         self.ports, self.mmio = Bus(), Bus()
         self.apic, self.events = Apic(), Events()
         regions = [RamRegion(0, RAM, 0), RamRegion(HIGH, RAM, RAM)]
-        self.machine = Machine(self.memory, self.model, regions, self.ports, self.mmio, shadowing=shadowing)
+        self.machine = Machine(self.memory, self.model, regions, self.ports, self.mmio, tactics=tactics)
         self.core = Core(self.memory, self.model, clock)
         self.vcpu: Vcpu = self.machine.add_vcpu(self.core, self.apic, self.events)
         self.v = self.vcpu.v01

@@ -6,9 +6,12 @@ paging at L2_CODE, through ept12.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tests.l0.guest import Guest
 from tests.l0.helpers import minimal_vmcs12
 from turtles.l0.mmu import ept
+from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs02
 from turtles.silicon import Model
@@ -49,9 +52,10 @@ class NestedGuest(Guest):
         l1: bytes = VMLAUNCH + b"\x0f\x0b",
         eptp12: int | None = EPTP12,
         model: Model | None = None,
-        shadowing: bool = True,
+        tactics: Tactics = ALL,
+        clock: Literal["host", "virtual"] = "host",
     ) -> None:
-        super().__init__(l1, model=model, shadowing=shadowing)
+        super().__init__(l1, model=model, tactics=tactics, clock=clock)
         memory = self.machine.l1
         memory.write(HANDLER, handler)
         memory.write(L1_BASE + L2_CODE, l2)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.l0.helpers import RAM, Rig, minimal_vmcs12
 from turtles.l0.nested.errors import VmError
+from turtles.l0.tactics import Tactics
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import controls as C
 from turtles.silicon import encodings as E
@@ -30,12 +31,12 @@ INSTRUCTIONS = [
 
 @pytest.fixture
 def rig() -> Rig:
-    return Rig(shadowing=False)
+    return Rig(tactics=Tactics(shadow_vmcs=False))
 
 
 @pytest.fixture
 def root() -> Rig:
-    rig = Rig(shadowing=False)
+    rig = Rig(tactics=Tactics(shadow_vmcs=False))
     rig.enter_vmx()
     assert rig.vmx_result() == "success"
     return rig

@@ -22,6 +22,7 @@ from tests.l0.nested_guest import (
 )
 from turtles.l0.mmu import ept
 from turtles.l0.outcome import STOPPED, Ending
+from turtles.l0.tactics import Tactics
 from turtles.l0.trace import ExitRecord
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import ExitReason
@@ -49,7 +50,7 @@ def test_a_cpuid_of_l2_is_l1s() -> None:
 def test_l2_goes_on_after_each_exit(shadowing: bool) -> None:
     """With VMCS shadowing L1's VMREADs and VMWRITEs do not exit; without it L0 does the same by hand."""
     loop = b"\xbf" + (20).to_bytes(4, "little") + CPUID + b"\x4f\x75\xfb" + mov(0, 0x77) + DONE
-    guest = NestedGuest(loop, skip_and_resume(2), shadowing=shadowing)
+    guest = NestedGuest(loop, skip_and_resume(2), tactics=Tactics(shadow_vmcs=shadowing))
     assert guest.result() == 0x77
     rows = {(r.level, r.reason, r.handled_by): r.count for r in guest.vcpu.stats.rows()}
     assert rows[2, "CPUID", "L1"] == 20

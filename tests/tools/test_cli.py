@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.guests.samples import bzimage, multiboot_kernel
+from turtles.l0.tactics import Tactics
 from turtles.tools.cli import main
+from turtles.tools.options import TacticsOption
 
 
 def turtles(*arguments: str) -> Result:
@@ -135,3 +137,19 @@ def test_debug_exit_port_that_is_taken(kernel: str) -> None:
     refused(
         turtles("run", "--kernel", kernel, "-m", "64M", "--debug-exit", "0x3f8"), 1, "debug-exit port 0x3f8"
     )
+
+
+def test_tactics_are_read_from_left_to_right() -> None:
+    def parsed(text: str) -> Tactics:
+        value = TacticsOption().convert(text, None, None)
+        assert isinstance(value, Tactics)
+        return value
+
+    assert parsed("all") == Tactics()
+    assert parsed("no-bulk,no-shadow-vmcs") == Tactics(bulk=False, shadow_vmcs=False)
+    assert parsed("none,vpid").off() == tuple(name for name in Tactics.names() if name != "vpid")
+    assert parsed("no-vpid,vpid") == Tactics()
+
+
+def test_a_tactic_that_is_none(kernel: str) -> None:
+    refused(turtles("run", "--kernel", kernel, "--tactics", "no-luck"), 2, "there are bulk, ")

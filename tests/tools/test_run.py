@@ -71,6 +71,12 @@ def test_debug_exit_becomes_the_status(tmp_path: Path) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_the_header_says_what_is_off(tmp_path: Path) -> None:
+    result = run(kernel(tmp_path, POWER_OFF_WITH_5), "--tactics", "no-bulk,no-lazy-state")
+    assert result.returncode == 5 << 1 | 1, result.stderr
+    assert ", L0 without bulk lazy-state, " in result.stderr.splitlines()[0]
+
+
 def test_serial_output(tmp_path: Path) -> None:
     path = kernel(tmp_path, COM1 + HELLO + POWER_OFF_WITH_5)
     assert run(path).stdout == "hi\n"

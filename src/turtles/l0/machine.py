@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from turtles.l0 import baseline
 from turtles.l0.exits import registry
 from turtles.l0.exits.cpuid import CpuidTable
 from turtles.l0.exits.msr import make_bitmap
@@ -21,6 +22,7 @@ from turtles.l0.outcome import GuestStop, Outcome
 from turtles.l0.pool import PAGE, PagePool, PoolExhausted
 from turtles.l0.ports import EventQueue, LocalApic, MmioSpace, PortSpace, RamRegion
 from turtles.l0.ram import L1Memory
+from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.trace import TraceHook
 from turtles.l0.vcpu import Handler, Vcpu
 from turtles.silicon import Core, Memory, Model
@@ -52,7 +54,7 @@ class Machine:
         mmio: MmioSpace,
         *,
         mode: str = "multidim",
-        shadowing: bool = True,
+        tactics: Tactics = ALL,
     ) -> None:
         self.memory = memory
         self.model = model
@@ -77,7 +79,8 @@ class Machine:
         self.l1_misc = self.l1_model.vmx_msr(MSR_VMX_MISC) or 0 if self.l1_has_vmx else 0
         self.timer_shift = self.l1_misc & 31
         self.l1_ept_vpid = self.l1_model.vmx_msr(MSR_VMX_EPT_VPID) or 0 if self.l1_has_vmx else 0
-        self.shadows = shadowing and self.l1_has_vmx and model.has("vmcs_shadowing")
+        self.tactics = tactics
+        self.shadows = tactics.shadow_vmcs and self.l1_has_vmx and model.has("vmcs_shadowing")
 
         try:
             self._build_tables()
@@ -124,7 +127,9 @@ class Machine:
 
     def handler_lists(self) -> list[list[Handler]]:
         """For each level (0 is none) the handlers by basic reason."""
-        return [[], list(self._registry[0]), list(self._registry[1])]
+        handlers = [[], list(self._registry[0]), list(self._registry[1])]
+        baseline.adapt(handlers, self.tactics)
+        return handlers
 
     def on_exit(self, reason: int, level: int | None = None) -> Callable[[UserHandler], UserHandler]:
         """Decorator: `function(vcpu)` sees every exit with this reason, of `level` or of both, first.

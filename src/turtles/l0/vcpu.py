@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from turtles.l0 import baseline
 from turtles.l0.exits.msr import tsc
 from turtles.l0.interrupts import delivery
 from turtles.l0.nested import entry, reflect
@@ -39,7 +40,7 @@ class Vcpu:
 
     def __init__(self, machine: Machine, core: Core, apic: LocalApic, events: EventQueue) -> None:
         self.machine = machine
-        self.core = core
+        self.core = core = baseline.choose_core(core, machine.tactics)
         self.regs = core.slots
         self.apic = apic
         self.events = events
@@ -53,6 +54,9 @@ class Vcpu:
         vmcs01.initialise(
             self.v01, machine.model, machine.revision, machine.mmu.eptp01, machine.msr_bitmap01_host_pa
         )
+        if not machine.tactics.vpid:
+            self.v01[F.SECONDARY_CONTROLS] &= ~C.SECONDARY_VPID
+        self.guest01 = baseline.guest01(self.vmcs01, machine.tactics)
         if machine.shadows:
             self.v01[F.VMREAD_BITMAP] = machine.vmread_bitmap_host_pa
             self.v01[F.VMWRITE_BITMAP] = machine.vmwrite_bitmap_host_pa

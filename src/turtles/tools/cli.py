@@ -14,6 +14,7 @@ import click
 
 from turtles import __doc__ as summary
 from turtles.guests.state import GuestError
+from turtles.l0.tactics import ALL, Tactics
 from turtles.tools.options import (
     DEFAULT_MEMORY,
     CpuChoice,
@@ -26,6 +27,7 @@ from turtles.tools.options import (
     MemorySize,
     RunOptions,
     SerialOption,
+    TacticsOption,
 )
 
 
@@ -93,6 +95,13 @@ def main() -> None:
     show_default=True,
     help="How L2's memory is virtualized.",
 )
+@click.option(
+    "--tactics",
+    type=TacticsOption(),
+    default=ALL,
+    metavar="[none][,T][,no-T]",
+    help=f"Optimisations of L0 to use or leave out: {', '.join(Tactics.names())}.  [default: all]",
+)
 @click.option("--clock", type=click.Choice(["host", "virtual"]), default="host", show_default=True)
 @click.option(
     "--engine",
@@ -121,6 +130,7 @@ def run(
     serial: str,
     cpu: CpuChoice,
     mmu: str,
+    tactics: Tactics,
     clock: str,
     engine: Engine,
     debug_exit: DebugExit | None,
@@ -160,6 +170,7 @@ def run(
         mmu,
         clock,
         engine,
+        tactics,
         debug_exit,
         timeout,
         stats,

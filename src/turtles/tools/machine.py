@@ -163,6 +163,7 @@ class Rig:
                 self.board.ports,
                 self.board.mmio,
                 mode=self.options.mmu,
+                tactics=self.options.tactics,
             )
             l0.add_vcpu(self.core, self.board.apic, self.board.events).start(self.guest)
         except GuestStop as e:

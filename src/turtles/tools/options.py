@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import click
+
+from turtles.l0.tactics import ALL, Tactics
 
 UNITS: Final[Mapping[str, int]] = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MINIMUM_MEMORY: Final = 1 << 20
@@ -65,6 +67,7 @@ class RunOptions:
     mmu: str = "multidim"
     clock: str = "host"
     engine: Engine = "translator"
+    tactics: Tactics = ALL
     debug_exit: DebugExit | None = None
     timeout: float | None = None
     stats: str | None = None
@@ -140,6 +143,28 @@ class CpuOption(click.ParamType[CpuChoice]):
                 self.fail(f"{part!r}: write +feature or -feature", param, ctx)
             features.append((part[1:].lower(), part[0] == "+"))
         return CpuChoice(model or "default", tuple(features))
+
+
+class TacticsOption(click.ParamType[Tactics]):
+    """`[all|none][,NAME][,no-NAME]…`, from left to right."""
+
+    name = "tactics"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Tactics:
+        """Parse; an unknown name is a usage error."""
+        if isinstance(value, Tactics):
+            return value
+        tactics, names = Tactics(), Tactics.names()
+        for part in _split(str(value)):
+            name = part.removeprefix("no-")
+            if part in ("all", "none"):
+                tactics = Tactics() if part == "all" else Tactics.none()
+            elif name in names:
+                tactics = replace(tactics, **{name.replace("-", "_"): name == part})
+            else:
+                known = ", ".join(names)
+                self.fail(f"{part!r}: write all, none, NAME or no-NAME; there are {known}", param, ctx)
+        return tactics
 
 
 class DebugExitOption(click.ParamType[DebugExit]):

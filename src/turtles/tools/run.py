@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import click
@@ -60,8 +60,10 @@ def header(rig: Rig) -> str:
         for f in ("ept", "vpid", "unrestricted_guest", "vmcs_shadowing", "apic_virtualization")
         if f in offered
     ]
+    off = rig.options.tactics.off()
+    tactics = f", L0 without {' '.join(off)}" if off else ""
     return (
-        f"turtles: {rig.core.engine}, processor {rig.model.name} with vmx {' '.join(shown)}, "
+        f"turtles: {rig.core.engine}, processor {rig.model.name} with vmx {' '.join(shown)}{tactics}, "
         f"{rig.options.memory >> 20} MiB, {rig.options.clock} clock; {rig.guest.what}"
     )
 
@@ -159,6 +161,10 @@ def write_statistics(finished: Finished, path: str) -> None:
         "memory_bytes": rig.options.memory,
         "clock": rig.options.clock,
         "engine": rig.core.engine,
+        "processor": rig.model.name,
+        "features": sorted(rig.model.features),
+        "mmu": rig.options.mmu,
+        "tactics": asdict(rig.options.tactics),
         "translation": rig.core.translation,
         "helped": dict(sorted(rig.core.helped.items(), key=lambda item: -item[1])),
         "digest": finished.digest,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from turtles.l0.nested import msr_lists
 from turtles.l0.outcome import GuestStop
 from turtles.l0.vmcs import bits as X
-from turtles.l0.vmcs import rules
 from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
@@ -90,7 +89,7 @@ def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
     """vmcs12's host state becomes L1's state (SDM 28.5)."""
     v, v01 = c.v, vcpu.v01
     vcpu.switch_to_l1()
-    v01[rules.GUEST_STATE] = c.host_image
+    vcpu.guest01[:] = c.host_image
     regs = vcpu.regs
     if c.exit_controls & C.EXIT_LOAD_EFER:
         regs[S.EFER] = c.host_efer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turtles.l0 import baseline
 from turtles.l0.ram import PAGE
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import rules
@@ -29,6 +30,8 @@ def prepare(vcpu: Vcpu, c: Vmcs12) -> None:
     v02[F.HOST_AREA] = v01[F.HOST_AREA]
     v02[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
     v02[F.MSR_BITMAP] = c.bitmap_host_pa
+    if not vcpu.machine.tactics.bulk:
+        baseline.copy_by_field(c)
 
 
 def follow_host_stack(c: Vmcs12) -> bool:
@@ -84,6 +87,8 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
         else:
             v02[F.VIRTUAL_APIC_ADDRESS] = virtual_apic
     secondary02 = rules.merge_secondary(v01[F.SECONDARY_CONTROLS], secondary12)
+    if not vcpu.machine.tactics.vpid:
+        secondary02 &= ~C.SECONDARY_VPID  # each entry flushes; L1's INVVPID finds nothing to do
     if not primary02 & C.PRIMARY_TPR_SHADOW:
         # x2APIC virtualization needs the shadow (SDM 27.2.1.1).
         secondary02 &= ~(C.SECONDARY_X2APIC | C.SECONDARY_APIC_REGISTER | C.SECONDARY_VIRTUAL_INTERRUPT)
@@ -104,7 +109,7 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     v02[F.EXCEPTION_BITMAP] = v01[F.EXCEPTION_BITMAP] | v[F.EXCEPTION_BITMAP]
     for slot in rules.CONTROLS_COPIED:
         v02[slot] = v[slot]
-    c.uses_vpid = bool(secondary12 & C.SECONDARY_VPID)
+    c.uses_vpid = bool(secondary02 & C.SECONDARY_VPID)
     if c.uses_vpid:
         v02[F.VPID] = vcpu.vpids.map(v[F.VPID])
     c.bitmap12 = b""  # forces a new look
