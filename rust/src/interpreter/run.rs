@@ -80,6 +80,11 @@ impl Cpu {
                 continue;
             }
             let linear = self.code_linear();
+            if let Some(done) = self.run_known(linear) {
+                done?;
+                previous = null_mut();
+                continue;
+            }
             let block = if previous.is_null() {
                 self.find_block(linear)
             } else if linear / PAGE == previous_page {

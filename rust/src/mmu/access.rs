@@ -103,11 +103,19 @@ impl Cpu {
     /// Translates an instruction fetch. The result may lie outside RAM: read it with `Memory::read`.
     #[inline(always)]
     pub fn fetch(&mut self, linear: u64) -> Exec<u64> {
-        let entry = self.mmu.code_entry(linear);
-        if entry.exec == linear & !0xfff {
-            return Ok(linear.wrapping_add(entry.addend(linear)).wrapping_sub(self.memory.base() as u64));
+        match self.fetch_known(linear) {
+            Some(pa) => Ok(pa),
+            None => self.fetch_slow(linear),
         }
-        self.fetch_slow(linear)
+    }
+
+    /// As [`Cpu::fetch`], if the TLB has it.
+    #[inline]
+    #[must_use]
+    pub fn fetch_known(&self, linear: u64) -> Option<u64> {
+        let entry = self.mmu.code_entry(linear);
+        (entry.exec == linear & !0xfff)
+            .then(|| linear.wrapping_add(entry.addend(linear)).wrapping_sub(self.memory.base() as u64))
     }
 
     /// Reads bytes in ascending order; several pages are all translated before the first is read.

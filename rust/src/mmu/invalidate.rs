@@ -68,6 +68,14 @@ impl Cpu {
         } else if what == Invalidation::Everything {
             mmu.ept.invalidate(None);
         }
+        match what {
+            Invalidation::Ept { eptp } => mmu.forget_global_targets(None, |key| key.eptp != 0 && names(eptp, key)),
+            Invalidation::Vpid { vpid } => mmu.forget_global_targets(None, |key| key.vpid == vpid),
+            Invalidation::Address { vpid, linear } => mmu.forget_global_targets(Some(linear), |key| key.vpid == vpid),
+            Invalidation::AllVpids => mmu.forget_global_targets(None, |key| key.vpid != 0),
+            Invalidation::Everything => mmu.forget_global_targets(None, |_| true),
+            Invalidation::VpidRetainingGlobals { .. } | Invalidation::Pcid { .. } | Invalidation::WriteProtect { .. } => {}
+        }
         for context in &mut mmu.contexts {
             let key = context.key;
             match what {

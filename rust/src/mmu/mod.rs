@@ -7,6 +7,7 @@
 mod access;
 mod apic;
 mod assist;
+mod epochs;
 mod ept;
 mod invalidate;
 mod shootdown;

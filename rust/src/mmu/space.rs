@@ -2,6 +2,7 @@
 //!
 //! Selecting a space never flushes; what the SDM flushes is in `invalidate`.
 
+use super::epochs::Group;
 use super::ept::EptCache;
 use super::tlb::{Context, Key, NOTHING, TlbEntry, View, slot};
 use super::watch::Watch;
@@ -38,8 +39,10 @@ pub struct Mmu {
     clock: u64,
     /// Moves when another space is selected, or a translation is dropped or loses a right.
     pub(super) stamp: u64,
-    /// Last number given out by [`Cpu::code_epoch`].
-    last_epoch: u16,
+    /// Address spaces that share global translations.
+    pub(super) groups: Vec<Group>,
+    /// Last number given out by [`Cpu::code_epochs`].
+    pub(super) last_epoch: u16,
     /// Guest-physical mappings.
     pub(super) ept: EptCache,
     /// Data breakpoints.
@@ -66,6 +69,7 @@ impl Default for Mmu {
             current: 0,
             clock: 0,
             stamp: 0,
+            groups: Vec::new(),
             last_epoch: 0,
             ept: EptCache::default(),
             watch: Watch::default(),
@@ -96,7 +100,7 @@ impl Mmu {
     }
 
     /// Makes the context of `key` the current one.
-    fn select(&mut self, key: Key) {
+    pub(super) fn select(&mut self, key: Key) {
         self.clock += 1;
         let before = self.current;
         if let Some(found) = self.keys.iter().position(|k| *k == key) {
@@ -105,6 +109,7 @@ impl Mmu {
             self.current = self.contexts.len();
             self.contexts.push(Context::new(key));
             self.keys.push(key);
+            self.contexts[self.current].group = self.group(key);
         } else {
             let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used).map_or(0, |(i, _)| i);
             self.contexts[oldest].flush(false);
@@ -112,6 +117,8 @@ impl Mmu {
             self.contexts[oldest].key = key;
             self.keys[oldest] = key;
             self.current = oldest;
+            self.contexts[oldest].group = self.group(key);
+            self.tidy_groups();
         }
         self.contexts[self.current].used = self.clock;
         self.stamp += u64::from(self.current != before);
@@ -154,26 +161,6 @@ impl Cpu {
     #[must_use]
     pub fn translation_stamp(&self) -> u64 {
         self.mmu.stamp
-    }
-
-    /// A number for the present address space and privilege, under which branch targets may be remembered: it
-    /// changes when a mapping that code was fetched through is dropped. When numbers run out, `forget` is
-    /// called: everything remembered is to be dropped.
-    pub fn code_epoch(&mut self, forget: impl FnOnce(&mut Self)) -> u16 {
-        let view = self.mmu.code_view as u16;
-        let current = self.mmu.current;
-        let Some(context) = self.mmu.contexts.get(current) else { return 0 };
-        if context.epoch != 0 {
-            return context.epoch << 2 | view;
-        }
-        if self.mmu.last_epoch >= 0x3ffe {
-            self.mmu.last_epoch = 0;
-            self.mmu.contexts.iter_mut().for_each(|c| c.epoch = 0);
-            forget(self);
-        }
-        self.mmu.last_epoch += 1;
-        self.mmu.contexts[current].epoch = self.mmu.last_epoch;
-        self.mmu.last_epoch << 2 | view
     }
 
     /// At VM entry, when `ctl` and the guest state are loaded: selects the address space. With VPID disabled

@@ -4,6 +4,8 @@
 //! An entry's tags are linear page addresses, so that one compare checks validity, permission and (through
 //! the address of the last byte) that the access stays in the page. It does not know how to fill itself.
 
+use super::epochs::CodePages;
+
 /// Entries of one array.
 pub const ENTRIES: usize = 4096;
 
@@ -166,18 +168,16 @@ pub struct Context {
     generation: u64,
     /// Number of this space in tags of branch targets, 0 when it needs a new one: see `Cpu::code_epoch`.
     pub epoch: u16,
-    /// Hashed pages that code was fetched from under this number.
-    code_pages: [u64; 16],
+    /// Pages that code was fetched from under this number.
+    pub(super) code_pages: CodePages,
+    /// Number of its group in `Mmu::groups`.
+    pub(super) group: usize,
     /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
     large: [u64; 16],
 }
 
 fn bit(map: &[u64], n: usize) -> bool {
     map[n / 64] >> (n % 64) & 1 != 0
-}
-
-fn code_bit(linear: u64) -> usize {
-    ((linear >> 12) ^ (linear >> 22)) as usize & 1023
 }
 
 fn large_bit(linear: u64) -> usize {
@@ -205,7 +205,8 @@ impl Context {
             upper: Box::new([Upper { region: 0, generation: 0, address: 0, rights: Rights::default() }; UPPER]),
             generation: 1,
             epoch: 0,
-            code_pages: [0; 16],
+            code_pages: CodePages::default(),
+            group: 0,
         }
     }
 
@@ -246,8 +247,6 @@ impl Context {
         }
         if allow[2] {
             entry.exec = page;
-            let n = code_bit(page);
-            self.code_pages[n / 64] |= 1 << (n % 64);
         }
         let (word, mask) = (number / 64, 1u64 << (number % 64));
         if self.listed[word] & mask == 0 {
@@ -259,6 +258,12 @@ impl Context {
             let n = large_bit(page);
             self.large[n / 64] |= 1 << (n % 64);
         }
+    }
+
+    /// Whether the translation of `linear` in a view is global, and whether it may be a part of a large page.
+    #[must_use]
+    pub fn kind_of(&self, view: View, linear: u64) -> (bool, bool) {
+        (bit(&self.global, view as usize * ENTRIES + slot(linear)), bit(&self.large, large_bit(linear)))
     }
 
     /// Drops everything (`keep_global`: but for global translations).
@@ -286,7 +291,7 @@ impl Context {
     pub fn flush_linear(&mut self, linear: u64, keep_global: bool) {
         self.generation += 1; // INVLPG drops all of the paging-structure caches (SDM 4.10.4.1)
         let page = linear & !0xfff;
-        if bit(&self.code_pages, code_bit(page)) {
+        if self.code_pages.may_have(page) {
             self.forget_targets();
         }
         if bit(&self.large, large_bit(linear)) {
@@ -307,8 +312,10 @@ impl Context {
 
     /// Branch targets that were found under the present number may lead elsewhere now.
     fn forget_targets(&mut self) {
-        self.epoch = 0;
-        self.code_pages = [0; 16];
+        if self.epoch != 0 {
+            self.epoch = 0;
+            self.code_pages = CodePages::default();
+        }
     }
 
     fn flush_if(&mut self, keep_global: bool, matches: impl Fn(&TlbEntry) -> bool) {

@@ -201,26 +201,28 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.load(reg::RSP, hot!(host_rsp));
     a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
 
-    // The target, tagged with the epoch, is compared with the table's tag.
+    // The target, tagged with the epoch of its half of the address space, is compared with the table's tag.
     g.lookup = a.at();
-    save_flags(a);
+    a.mov(reg::S1, reg::RAX);
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    a.store(reg::RAX, hot!(saved_flags));
+    a.mov(reg::RAX, reg::S1);
+    a.store(reg::S0, state!(rip));
     let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };
     a.mov(reg::S1, reg::S0);
-    shift_right(a, reg::S1, 10);
-    a.op_reg(true, 0x31, reg::S0, reg::S1); // xor s1, s0
-    a.op_mem(true, 0x33, reg::S1, Address::base(reg::RSP, hot!(salt)));
-    and_imm(a, reg::S1, TARGETS as u32 - 1);
-    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch))); // xor s0, [epoch]
+    shift_right(a, reg::S1, 63);
+    a.op_mem(true, 0x33, reg::S0, entry(hot!(epochs))); // xor s0, [epoch]
+    a.load(reg::S1, hot!(spread));
+    a.bytes(&[0x4d, 0x0f, 0xaf, 0xee]); // imul r13, r14
+    shift_right(a, reg::S1, (64 - TARGETS.ilog2()) as u8);
     a.op_mem(true, 0x3b, reg::S0, entry(hot!(tags))); // cmp s0, [tag]
     let miss = a.jcc_later(cc::NE);
-    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch)));
+    a.load(reg::S0, state!(rip));
     a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
     a.bytes(&(-4096i32).to_le_bytes());
     a.store(reg::S0, hot!(rip_page));
     a.jmp_mem(entry(hot!(code)));
     a.bind_here(miss);
-    a.op_mem(true, 0x33, reg::S0, Address::base(reg::RSP, hot!(epoch)));
-    a.store(reg::S0, state!(rip));
     let out = a.jmp_later();
     a.bind(out, g.leave_saved);
     g

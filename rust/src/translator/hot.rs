@@ -10,6 +10,9 @@ use crate::state_block::HOT_OFFSET;
 /// Entries of the table of branch targets.
 pub const TARGETS: usize = 16384;
 
+/// Odd, and random enough.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Pages remembered for each kind of access and privilege.
 pub const SLOTS: usize = 64;
 
@@ -29,10 +32,11 @@ pub struct Hot {
     pub rip_page: u64,
     /// TLB array of data accesses.
     pub tlb: *const TlbEntry,
-    /// Number of the present address space and its state, in bits 63:48; see `Context::epoch`.
-    pub epoch: u64,
-    /// Spreads the branch targets of different epochs over the table.
-    pub salt: u64,
+    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
+    /// `Cpu::code_epochs`.
+    pub epochs: [u64; 2],
+    /// Spreads branch targets over their table.
+    pub spread: u64,
     /// The arrays that CLAC and STAC choose.
     pub tlb_checked: *const TlbEntry,
     /// See `tlb_checked`.
@@ -76,28 +80,31 @@ pub struct Hot {
 }
 
 impl Hot {
-    /// Branch targets are from now on those of `epoch`.
-    pub fn set_epoch(&mut self, epoch: u16) {
-        self.epoch = u64::from(epoch) << 48;
-        self.salt = u64::from(epoch).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    /// Branch targets are from now on those of these epochs.
+    #[inline]
+    pub fn set_epochs(&mut self, epochs: [u16; 2]) {
+        self.epochs = epochs.map(|epoch| u64::from(epoch) << 48);
     }
 
-    fn index(&self, linear: u64) -> usize {
-        (linear ^ linear >> 10 ^ self.salt) as usize & (TARGETS - 1)
+    /// What the table has for a branch to `linear`, and where.
+    #[inline]
+    fn tag(&self, linear: u64) -> (u64, usize) {
+        let tag = linear ^ self.epochs[(linear >> 63) as usize];
+        (tag, (tag.wrapping_mul(SPREAD) >> (64 - TARGETS.ilog2())) as usize)
     }
 
     /// Remembers where the code for a branch to `linear` is.
     pub fn set_target(&mut self, linear: u64, code: *const u8) {
-        let at = self.index(linear);
-        (self.tags[at], self.code[at]) = (linear ^ self.epoch, code);
+        let (tag, at) = self.tag(linear);
+        (self.tags[at], self.code[at]) = (tag, code);
     }
 
     /// The code for a branch to `linear`, entered with saved flags.
     #[inline]
     #[must_use]
     pub fn target_of(&self, linear: u64) -> Option<*const u8> {
-        let at = self.index(linear);
-        (self.tags[at] == linear ^ self.epoch).then_some(self.code[at])
+        let (tag, at) = self.tag(linear);
+        (self.tags[at] == tag).then_some(self.code[at])
     }
 
     /// Forgets the remembered pages unless the MMU is as it was.
@@ -119,6 +126,7 @@ impl Hot {
 
     /// Sets what never changes.
     pub fn initialise(&mut self) {
+        self.spread = SPREAD;
         self.status_mask = flag::STATUS;
         self.pushed_mask = !(flag::STATUS | flag::RF | flag::VM);
         self.no_interrupts_mask = !flag::IF;

@@ -86,12 +86,12 @@ impl Cpu {
 
     /// Tells translated code what depends on CPL, the address space and the controls.
     fn set_space(&mut self, linear: u64) {
-        let epoch = self.code_epoch(|cpu| cpu.state.hot().forget_targets());
+        let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
         let stamp = self.translation_stamp();
         let hot = self.state.hot();
-        hot.set_epoch(epoch);
+        hot.set_epochs(epochs);
         hot.keep_slots(stamp);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
         (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
@@ -116,6 +116,29 @@ impl Cpu {
             // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
             None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
+        self.enter_fragment(number, variant, linear)
+    }
+
+    /// Runs the fragment of the code at `linear`, if there is one that fits the budget.
+    #[inline]
+    pub(crate) fn run_known(&mut self, linear: u64) -> Option<Exec> {
+        if self.translator.is_none() || !self.mode_is_translated() {
+            return None;
+        }
+        let host_pa = self.fetch_known(linear)?;
+        self.drop_written_code();
+        let variant = self.variant();
+        let translator = self.translator.as_mut()?;
+        let number = translator.find(host_pa, variant)?;
+        let len = translator.fragments[number as usize].insns.len() as u64;
+        if self.budget() < len {
+            return None;
+        }
+        self.enter_fragment(number, variant, linear)
+    }
+
+    fn enter_fragment(&mut self, number: u32, variant: u8, linear: u64) -> Option<Exec> {
+        let translator = self.translator.as_mut()?;
         if (translator.variant ^ variant) & (variant::SSE | variant::AVX) != 0 {
             // Targets are remembered by address space and privilege only.
             self.state.hot().forget_targets();
@@ -126,6 +149,7 @@ impl Cpu {
         let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
         let enter = translator.shared(translator.glue.enter);
         let budget = self.budget() as i64;
+        self.note_code(linear);
         self.set_space(linear);
         let cpu = &raw mut *self;
         let hot = self.state.hot();
