@@ -140,7 +140,7 @@ impl Cpu {
     unsafe fn translated(&mut self, block: *mut Block, linear: u64) -> Option<Exec> {
         // SAFETY: by contract; nobody else holds a reference.
         let block = unsafe { &mut *block };
-        if !self.mode_is_translated() || block.second_pa != ONE_PAGE || self.budget() < block.insns.len() as u64 {
+        if !self.mode_is_translated() || self.budget() < block.insns.len() as u64 {
             return None;
         }
         if block.warmth < self.translator.as_ref().map_or(u16::MAX, |t| t.warm) {

@@ -74,7 +74,9 @@ impl Cpu {
             Invalidation::Address { vpid, linear } => mmu.forget_global_targets(Some(linear), |key| key.vpid == vpid),
             Invalidation::AllVpids => mmu.forget_global_targets(None, |key| key.vpid != 0),
             Invalidation::Everything => mmu.forget_global_targets(None, |_| true),
-            Invalidation::VpidRetainingGlobals { .. } | Invalidation::Pcid { .. } | Invalidation::WriteProtect { .. } => {}
+            Invalidation::VpidRetainingGlobals { .. }
+            | Invalidation::Pcid { .. }
+            | Invalidation::WriteProtect { .. } => {}
         }
         for context in &mut mmu.contexts {
             let key = context.key;

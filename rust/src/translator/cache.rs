@@ -11,7 +11,7 @@ use super::asm::Asm;
 use super::fragment::{self, Context};
 use super::glue::{self, Glue};
 use super::hot::Hot;
-use crate::decode::{Block, DecodedInsn, Insn};
+use crate::decode::{Block, DecodedInsn, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 use crate::memory::Memory;
 
@@ -44,6 +44,8 @@ pub struct Fragment {
     pub(super) variant: u8,
     /// Host-physical address of the first.
     pub host_pa: u64,
+    /// Where its one instruction goes on in the next page, or `ONE_PAGE`.
+    second_pa: u64,
     /// Ways out for the two entries.
     outs: [*const u8; 2],
     /// Its entries lead out; `kept` are the bytes that stood there.
@@ -151,8 +153,8 @@ impl Hasher for AddressHasher {
     }
 }
 
-fn key(host_pa: u64, variant: u8) -> u64 {
-    host_pa << 4 | u64::from(variant & 15)
+fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
+    host_pa << 5 | u64::from(crossing) << 4 | u64::from(variant & 15)
 }
 
 impl Translator {
@@ -198,12 +200,24 @@ impl Translator {
         self.glue_base.wrapping_add(offset)
     }
 
-    /// The fragment at `host_pa`, fresh.
+    /// The fragment at `host_pa` in one page, fresh.
     #[inline]
     #[must_use]
     pub fn find(&self, host_pa: u64, variant: u8) -> Option<u32> {
-        let number = *self.by_key.get(&key(host_pa, variant))?;
+        let number = *self.by_key.get(&key(host_pa, false, variant))?;
         (!self.fragments[number as usize].stale).then_some(number)
+    }
+
+    /// The fragment of a block that is fresh.
+    #[inline]
+    #[must_use]
+    pub fn find_block(&self, block: &Block, variant: u8) -> Option<u32> {
+        if block.second_pa == ONE_PAGE {
+            return self.find(block.host_pa, variant);
+        }
+        let number = *self.by_key.get(&key(block.host_pa, true, variant))?;
+        let fragment = &self.fragments[number as usize];
+        (!fragment.stale && fragment.second_pa == block.second_pa).then_some(number)
     }
 
     /// Drops everything.
@@ -226,14 +240,18 @@ impl Translator {
     /// Translates a block that is fresh. `None`: it is not to be had now.
     pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<u32> {
         let host_pa = block.host_pa;
+        let crossing = block.second_pa != ONE_PAGE;
         let mut old = None;
-        if let Some(&number) = self.by_key.get(&key(host_pa, variant)) {
-            if *self.fragments[number as usize].bytes == *block.bytes() {
-                self.revive(number);
-                return Some(number);
+        if let Some(&number) = self.by_key.get(&key(host_pa, crossing, variant)) {
+            let f = &self.fragments[number as usize];
+            if f.second_pa == block.second_pa {
+                if *f.bytes == *block.bytes() {
+                    self.revive(number);
+                    return Some(number);
+                }
+                self.page_written(host_pa / 4096);
+                old = Some(number);
             }
-            self.page_written(host_pa / 4096);
-            old = Some(number);
         }
         let begin = Instant::now();
         if self.code.free() < MARGIN {
@@ -279,12 +297,16 @@ impl Translator {
             len: code.len() as u32,
             variant,
             host_pa,
+            second_pa: block.second_pa,
             outs: draft.stale.map(|at| base.wrapping_add(at as usize)),
             stale: false,
             kept: [Vec::new(), Vec::new()],
         });
-        self.by_key.insert(key(host_pa, variant), number);
+        self.by_key.insert(key(host_pa, crossing, variant), number);
         self.by_page.entry(host_pa / 4096).or_default().push(number);
+        if crossing {
+            self.by_page.entry(block.second_pa / 4096).or_default().push(number);
+        }
         if let Some(old) = old {
             self.redirect(old, number);
         }

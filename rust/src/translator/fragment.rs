@@ -272,7 +272,8 @@ impl Builder<'_> {
 
     /// Control goes to `offset` from the start of this page; flags are in the host.
     fn go_to(&mut self, offset: i64) {
-        if (0..PAGE as i64).contains(&offset) {
+        // Near the end of the page an instruction may cross it: its fragment is found by linear address only.
+        if (0..=PAGE as i64 - 15).contains(&offset) {
             let link = self.draft.links.len() as u32;
             let at = self.a.jmp_later();
             self.a.bind_here(at); // until it is linked: the lines that follow

@@ -9,7 +9,7 @@ use super::glue::Leave;
 use super::hot::Hot;
 use super::variant;
 use crate::cpu::{Bits, Cpu};
-use crate::decode::{Block, Insn};
+use crate::decode::{Block, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::state::{State, cr, flag};
 use crate::stop::{Exec, Stop};
@@ -104,18 +104,20 @@ impl Cpu {
         }
     }
 
-    /// Runs translated code from `block`, which is fresh, lies in one page and fits the budget. `None`: it
-    /// could not be translated.
+    /// Runs translated code from `block`, which is fresh and fits the budget. `None`: it could not be translated.
     pub(crate) fn run_translated(&mut self, block: &Block, linear: u64) -> Option<Exec> {
         self.drop_written_code();
         let variant = self.variant();
         let hot: *mut Hot = self.state.hot();
         let translator = self.translator.as_mut()?;
-        let number = match translator.find(block.host_pa, variant) {
+        let number = match translator.find_block(block, variant) {
             Some(number) => number,
             // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
             None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
+        if block.second_pa != ONE_PAGE {
+            self.note_code((linear | 0xfff).wrapping_add(1));
+        }
         self.enter_fragment(number, variant, linear)
     }
 
