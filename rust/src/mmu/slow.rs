@@ -305,6 +305,14 @@ impl Cpu {
         }
     }
 
+    /// For translated code: brings the TLB entry of an explicit data access to `linear` that did not match. False:
+    /// the access faults, exits, or has to be seen, so that it has no entry; then nothing has changed.
+    pub fn fill_data(&mut self, linear: u64, write: bool) -> bool {
+        self.warm(linear, if write { AccessKind::Write } else { AccessKind::Read });
+        let entry = self.mmu.data_entry(linear);
+        (if write { entry.write } else { entry.read }) == linear & !0xfff
+    }
+
     #[cold]
     pub(super) fn probe_slow(&mut self, linear: u64, len: u64, view: View) -> Exec {
         let mut at = linear;

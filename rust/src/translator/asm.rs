@@ -163,6 +163,13 @@ impl Asm {
         self.at() - 4
     }
 
+    /// CALL likewise.
+    pub fn call_later(&mut self) -> usize {
+        self.code.push(0xe8);
+        self.d32(0);
+        self.at() - 4
+    }
+
     /// Jcc likewise.
     pub fn jcc_later(&mut self, cc: u8) -> usize {
         self.bytes(&[0x0f, 0x80 | cc]);

@@ -17,8 +17,9 @@ use crate::state::seg;
 
 const PAGE: u64 = 4096;
 /// Offsets of a TLB entry's fields.
-const TAG_READ: i32 = 0;
-const TAG_WRITE: i32 = 8;
+pub const TAG_READ: i32 = 0;
+/// See [`TAG_READ`].
+pub const TAG_WRITE: i32 = 8;
 const HOST: i32 = 24;
 
 /// Where a helper is called for instruction `index`.
@@ -97,7 +98,6 @@ struct Probe {
     back: usize,
     slot: i32,
     memory: MemoryOperand,
-    index: u16,
     saved: bool,
     site: usize,
 }
@@ -340,7 +340,7 @@ impl Builder<'_> {
         if live {
             restore_flags(&mut self.a);
         }
-        self.probes.push(Probe { from, back, slot, memory: m, index: n as u16, saved: live, site });
+        self.probes.push(Probe { from, back, slot, memory: m, saved: live, site });
         site
     }
 
@@ -363,6 +363,7 @@ impl Builder<'_> {
     fn probe(&mut self, p: &Probe) {
         self.a.bind_here(p.from);
         self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, p.slot));
+        let again = self.a.at();
         self.a.mov(reg::S1, reg::S0);
         shift_right(&mut self.a, reg::S1, 7);
         and_imm(&mut self.a, reg::S1, (crate::mmu::TLB_ENTRIES as u32 - 1) << 5);
@@ -389,7 +390,13 @@ impl Builder<'_> {
         self.a.load(reg::RAX, hot!(saved_rax));
         let out = self.a.jmp_later();
         self.a.bind(out, p.back);
-        self.cold.push(Cold { from: vec![miss], index: p.index, saved: p.saved, site: p.site });
+        self.a.bind_here(miss);
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, tag));
+        let fill = self.a.call_later();
+        self.outside(fill, self.context.glue.fill[usize::from(p.memory.written)]);
+        let filled = self.a.jcc_later(cc::AE);
+        self.a.bind(filled, again);
+        self.call_handler(p.saved, p.site);
     }
 
     /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
@@ -772,6 +779,15 @@ impl Builder<'_> {
 
     // --- the end ---
 
+    /// Calls the interpreter's handler from the cold part.
+    fn call_handler(&mut self, saved: bool, site: usize) {
+        if saved {
+            restore_flags(&mut self.a);
+        }
+        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
+        self.jump_out(self.context.glue.slow);
+    }
+
     fn finish(mut self) -> Draft {
         for probe in std::mem::take(&mut self.probes) {
             self.probe(&probe);
@@ -794,11 +810,7 @@ impl Builder<'_> {
                 self.jump_out(out);
                 continue;
             }
-            if cold.saved {
-                restore_flags(&mut self.a);
-            }
-            self.a.mov_imm(reg::S1, self.context.first_site + cold.site as u32);
-            self.jump_out(self.context.glue.slow);
+            self.call_handler(cold.saved, cold.site);
         }
         for n in 0..2 {
             self.draft.stale[n] = self.a.at() as u32;

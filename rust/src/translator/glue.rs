@@ -2,6 +2,8 @@
 //! branch target. Generated once.
 
 use super::asm::{Address, Asm, cc, reg};
+use super::fill;
+use super::fragment::{TAG_READ, TAG_WRITE};
 use super::hot::{TARGETS, hot};
 use crate::state::State;
 
@@ -82,6 +84,8 @@ pub struct Glue {
     pub lookup: usize,
     /// S1 = site: calls the helper.
     pub slow: usize,
+    /// S0 = linear address, S1 = TLB entry: called where a read, or a write, misses. See `fill`.
+    pub fill: [usize; 2],
     /// Leaves with `Leave::Here`.
     pub leave_here: usize,
     /// S1 = link: leaves with `Leave::Link`.
@@ -106,7 +110,8 @@ pub fn restore_flags(a: &mut Asm) {
     a.load(reg::RAX, hot!(saved_rax));
 }
 
-fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8) {
+/// Vector register `n` to or from its place in the state, which lies `depth` bytes above the stack pointer.
+pub fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
     let opcode = 0x10 | u8::from(store);
     if avx {
         a.bytes(&[0xc5, if n < 8 { 0xfc } else { 0x7c }, opcode]);
@@ -116,7 +121,7 @@ fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8) {
         }
         a.bytes(&[0x0f, opcode]);
     }
-    a.modrm(n, Address::base(reg::RSP, state!(ymm) + i32::from(n) * 32));
+    a.modrm(n, Address::base(reg::RSP, state!(ymm) + i32::from(n) * 32 + depth));
 }
 
 /// LDMXCSR (`store`: STMXCSR) of the state's MXCSR.
@@ -133,13 +138,13 @@ fn spill(a: &mut Asm, avx: bool) {
     a.store(reg::RAX, hot!(host_flags));
     mxcsr(a, true);
     for n in 0..16 {
-        vector_move(a, avx, true, n);
+        vector_move(a, avx, true, n, 0);
     }
 }
 
-fn fill(a: &mut Asm, avx: bool) {
+fn load_guest(a: &mut Asm, avx: bool) {
     for n in 0..16 {
-        vector_move(a, avx, false, n);
+        vector_move(a, avx, false, n, 0);
     }
     mxcsr(a, false);
     a.load(reg::RAX, state!(rflags));
@@ -158,7 +163,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.op_mem(true, 0x89, reg::RSP, Address::base(reg::RDI, hot!(host_rsp)));
     a.mov(reg::RSP, reg::RDI);
     let filled = a.at();
-    fill(a, avx);
+    load_guest(a, avx);
     a.jmp_mem(Address::base(reg::RSP, hot!(resume)));
 
     g.slow = a.at();
@@ -175,6 +180,8 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     let leave = a.jcc_later(cc::NE);
     let back = a.jmp_later();
     a.bind(back, filled);
+
+    g.fill = [fill::generate(a, avx, false, TAG_READ), fill::generate(a, avx, true, TAG_WRITE)];
 
     g.leave_here = a.at();
     spill(a, avx);

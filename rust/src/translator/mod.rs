@@ -9,6 +9,7 @@ mod asm;
 mod cache;
 mod classify;
 mod encoding;
+mod fill;
 mod flags;
 mod fragment;
 mod glue;

@@ -98,7 +98,7 @@ impl Cpu {
     }
 
     /// Translated code may have run STAC or CLAC.
-    fn take_view(&mut self) {
+    pub(super) fn take_view(&mut self) {
         if self.state.hot().tlb != self.data_array() {
             self.update_mode();
         }
