@@ -1,5 +1,7 @@
 //! The core's clock: 1 GHz, so that one TSC tick is one nanosecond (CPUID 15H says so).
 
+pub use crate::host_time::now as monotonic_ns;
+
 /// Where time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Clock {
@@ -25,14 +27,4 @@ impl Clock {
             Self::Virtual { skipped } => retired.wrapping_add(skipped),
         }
     }
-}
-
-/// CLOCK_MONOTONIC in nanoseconds.
-#[inline]
-#[must_use]
-pub fn monotonic_ns() -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `t` is a valid timespec for the kernel (or vDSO) to fill.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }

@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod cpu;
 pub mod decode;
+pub mod host_time;
 pub mod interpreter;
 pub mod memory;
 pub mod mmu;

@@ -3,6 +3,7 @@
 
 use iced_x86::{Code, InstructionInfoFactory, Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register};
 
+use super::fragment::System;
 use super::variant::{AVX, SMAP, SSE, SUPERVISOR};
 use crate::decode::Insn;
 use crate::interpreter::vector::features::code_offered;
@@ -98,6 +99,10 @@ pub enum Plan {
     Sti,
     /// STAC (true), CLAC, at CPL 0.
     AccessCheck(bool),
+    /// BT, BTS, BTR, BTC of memory with the bit's offset in a register.
+    BitString,
+    /// See [`System`].
+    System(System),
 }
 
 fn is_integer(m: M) -> bool {
@@ -264,8 +269,12 @@ pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) ->
     if i.is_jmp_short_or_near() {
         return if i.op0_kind() == OpKind::NearBranch64 { Plan::Jump } else { Plan::Interpret };
     }
+    if let Some(system) = System::of(insn, variant) {
+        return Plan::System(system);
+    }
     let wide = |r: Register| r.is_gpr64();
     match m {
+        M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(insn) => return Plan::BitString,
         M::Call if i.is_call_near() && i.op0_kind() == OpKind::NearBranch64 => return Plan::Call,
         M::Call | M::Jmp if i.is_call_near_indirect() || i.is_jmp_near_indirect() => {
             let ok = match i.op0_kind() {
@@ -308,6 +317,12 @@ pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) ->
         _ => {}
     }
     native(insn, variant & (SSE | AVX), infos).map_or(Plan::Interpret, Plan::Native)
+}
+
+/// A bit offset in a register reaches beyond the operand in memory.
+fn is_bit_string(insn: &Insn) -> bool {
+    let i = &insn.iced;
+    i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register && insn.address_mask != 0xffff
 }
 
 /// STAC and CLAC are valid and choose between two TLB arrays.
@@ -365,10 +380,6 @@ fn native(insn: &Insn, vector_bits: u8, infos: &mut InstructionInfoFactory) -> O
             OpKind::Memory => {
                 place(info.op_kind(n))?;
                 if access == OpAccess::NoMemAccess || i.is_vsib() || insn.address_mask == 0xffff {
-                    return None;
-                }
-                // A bit offset in a register reaches beyond the operand.
-                if matches!(m, M::Bt | M::Bts | M::Btr | M::Btc) && i.op1_kind() == OpKind::Register {
                     return None;
                 }
                 let size = i.memory_size().size() as u16;

@@ -3,6 +3,11 @@
 //! Registers live where `glue::MAP` says, memory operands go through the software TLB, what cannot run as
 //! itself calls the interpreter's handler. No RIP and nothing of a level's controls is in the code.
 
+mod bits;
+mod system;
+
+pub use system::System;
+
 use iced_x86::{InstructionInfoFactory, OpKind};
 
 use super::asm::{Address, Asm, cc, reg};
@@ -248,6 +253,8 @@ impl Builder<'_> {
             Plan::Cli => self.cli(n),
             Plan::Sti => self.sti(n),
             Plan::AccessCheck(off) => self.access_check(n, *off),
+            Plan::BitString => Encoding::parse(bytes).and_then(|e| self.bit_string(n, &e)),
+            Plan::System(system) => self.system(n, *system),
         };
         if let Some(ended) = done {
             self.draft.native += 1;

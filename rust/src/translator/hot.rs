@@ -22,6 +22,22 @@ pub fn slot_part(written: bool, supervisor: bool) -> usize {
     (usize::from(written) * 2 + usize::from(supervisor)) * SLOTS
 }
 
+/// Instructions whose place in line is taken by the helper, by what they need.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Refused {
+    /// RDFSBASE and the like.
+    pub segment_bases: u64,
+    /// RDTSC.
+    pub time_stamp: u64,
+    /// RDTSCP.
+    pub time_stamp_and_processor: u64,
+    /// MOV from CR3.
+    pub cr3: u64,
+    /// PAUSE.
+    pub pause: u64,
+}
+
 /// See the module.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -49,8 +65,18 @@ pub struct Hot {
     pub pushed_mask: u64,
     /// everything but IF,
     pub no_interrupts_mask: u64,
-    /// everything but AC.
+    /// everything but AC,
     pub no_ac_mask: u64,
+    /// everything but DF.
+    pub no_direction_mask: u64,
+    /// What the helper has to look at, where it is not 0: see `Cpu::set_controls`.
+    pub refused: Refused,
+    /// RDTSC in line: minus the counter at the anchor,
+    pub time_anchor: u64,
+    /// what a tick is,
+    pub time_factor: u64,
+    /// and the guest's counter at the anchor.
+    pub time_base: u64,
     /// Scratch of flag saving.
     pub saved_rax: u64,
     /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.
@@ -131,6 +157,7 @@ impl Hot {
         self.pushed_mask = !(flag::STATUS | flag::RF | flag::VM);
         self.no_interrupts_mask = !flag::IF;
         self.no_ac_mask = !flag::AC;
+        self.no_direction_mask = !flag::DF;
         self.slots_secret = RandomState::new().hash_one(0u8);
         self.forget_slots(!0);
         self.forget_targets();
@@ -144,8 +171,8 @@ impl Hot {
 
 /// Offset of a field of [`Hot`] from the flat state.
 macro_rules! hot {
-    ($field:ident) => {
-        (crate::state_block::HOT_OFFSET + std::mem::offset_of!(crate::translator::hot::Hot, $field)) as i32
+    ($($field:ident).+) => {
+        (crate::state_block::HOT_OFFSET + std::mem::offset_of!(crate::translator::hot::Hot, $($field).+)) as i32
     };
 }
 pub(crate) use hot;

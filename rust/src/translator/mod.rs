@@ -8,6 +8,7 @@
 mod asm;
 mod cache;
 mod classify;
+mod controls;
 mod encoding;
 mod fill;
 mod flags;

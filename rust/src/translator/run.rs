@@ -90,6 +90,7 @@ impl Cpu {
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
         let stamp = self.translation_stamp();
+        self.set_controls();
         let hot = self.state.hot();
         hot.set_epochs(epochs);
         hot.keep_slots(stamp);

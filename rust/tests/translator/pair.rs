@@ -3,7 +3,8 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use silicon::mmu::Invalidation;
-use silicon::state::{flag, seg};
+use silicon::state::{cr, flag, seg};
+use silicon::vmx::bits::{primary, secondary};
 
 use crate::guest::{FINE, Guest, Outcome};
 use crate::program::{ABSENT, CODE, DATA, DATA_PAGES, Program, READ_ONLY, listing};
@@ -69,9 +70,16 @@ impl Pair {
     pub fn compare(&mut self, rng: &mut StdRng, p: &Program) -> Result<u64, String> {
         load(&mut self.interpreter, p);
         load(&mut self.translator, p);
-        let smap = rng.random_range(0..2) << 21;
+        let controls = cr::CR4_SMAP | cr::CR4_FSGSBASE | cr::CR4_TSD;
+        let cr4 = controls & [rng.random(), !cr::CR4_TSD][rng.random_range(0..2)];
+        let exits = primary::PAUSE | primary::CR3_STORE | primary::RDTSC;
+        let exits = if rng.random_range(0..8) == 0 { exits & rng.random::<u32>() } else { 0 };
+        let processor = if rng.random_range(0..2) == 0 { secondary::RDTSCP } else { 0 };
         for guest in [&mut self.interpreter, &mut self.translator] {
-            guest.cpu.state.cr4 = guest.cpu.state.cr4 & !(1 << 21) | smap;
+            guest.cpu.state.cr4 = guest.cpu.state.cr4 & !controls | cr4;
+            (guest.cpu.ctl.primary, guest.cpu.ctl.secondary) = (exits, processor);
+            guest.cpu.state.tsc_aux = 0x1_0000_0005;
+            guest.cpu.state.seg[seg::GS].selector = 0x2b;
             guest.cpu.state.kernel_gs_base = p.fs;
             guest.ready();
         }

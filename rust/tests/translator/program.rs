@@ -348,6 +348,62 @@ const KERNEL: [&[u8]; 17] = [
     &[0x0f, 0xae, 0xe8],
 ];
 
+/// RDFSBASE and RDGSBASE to RAX, ECX, R13 and R9; WRFSBASE and WRGSBASE from RBX, RAX, ECX, R13, R14 and R9D; PAUSE,
+/// RDTSCP, CLD; MOV from ES, FS, GS and SS to EAX, R15, CX and [RBX]; MOV from CR2 and CR3.
+const SYSTEM: [&[u8]; 21] = [
+    &[0xf3, 0x48, 0x0f, 0xae, 0xc0],
+    &[0xf3, 0x0f, 0xae, 0xc1],
+    &[0xf3, 0x49, 0x0f, 0xae, 0xcd],
+    &[0xf3, 0x41, 0x0f, 0xae, 0xc9],
+    &[0xf3, 0x48, 0x0f, 0xae, 0xd3],
+    &[0xf3, 0x48, 0x0f, 0xae, 0xd8],
+    &[0xf3, 0x48, 0x0f, 0xae, 0xd9],
+    &[0xf3, 0x0f, 0xae, 0xd1],
+    &[0xf3, 0x49, 0x0f, 0xae, 0xdd],
+    &[0xf3, 0x49, 0x0f, 0xae, 0xd6],
+    &[0xf3, 0x41, 0x0f, 0xae, 0xd1],
+    &[0xf3, 0x90],
+    &[0x0f, 0x01, 0xf9],
+    &[0xfc],
+    &[0x8c, 0xc0],
+    &[0x4d, 0x8c, 0xe7],
+    &[0x66, 0x8c, 0xe9],
+    &[0x8c, 0x13],
+    &[0x8c, 0x64, 0x24, 0xf8],
+    &[0x0f, 0x20, 0xd0],
+    &[0x41, 0x0f, 0x20, 0xdd],
+];
+
+/// BT, BTS, BTR or BTC of memory with an offset in a register, small as it mostly is.
+fn bit_string(rng: &mut StdRng, kind: Kind) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let opcode = [0xa3, 0xab, 0xb3, 0xbb][rng.random_range(0..4)];
+    if !kind.native && rng.random_range(0..8) == 0 {
+        bytes.push([0x64, 0x65][rng.random_range(0..2)]);
+    }
+    if opcode != 0xa3 && rng.random_range(0..2) == 0 {
+        bytes.push(0xf0);
+    }
+    if rng.random_range(0..5) == 0 {
+        bytes.push(0x66);
+    }
+    let offset = INDICES[rng.random_range(0..INDICES.len())];
+    let offset = if rng.random_range(0..6) == 0 { rng.random_range(0..16) } else { offset } as u8;
+    let base = POINTERS[rng.random_range(0..POINTERS.len())] as u8;
+    let index = INDICES[rng.random_range(0..INDICES.len())] as u8;
+    let indexed = base & 7 == 4 || rng.random_range(0..3) == 0;
+    let wide = rng.random_range(0..2) << 3;
+    bytes.extend([0x40 | wide | (offset >> 3) << 2 | (index >> 3) << 1 | base >> 3, 0x0f, opcode]);
+    let reg = (offset & 7) << 3;
+    if indexed {
+        bytes.extend([0x44 | reg, (index & 7) << 3 | base & 7]);
+    } else {
+        bytes.push(0x40 | reg | base & 7);
+    }
+    bytes.push(rng.random_range(-16..16i8) as u8);
+    bytes
+}
+
 const JCC_FAR: usize = 6;
 
 /// Branches: to instruction `to`, filled in when all places are known.
@@ -437,6 +493,8 @@ pub fn program(rng: &mut StdRng, kind: Kind, infos: &mut InstructionInfoFactory)
             4 => Piece::Call(to),
             5 => Piece::Return(to),
             6..10 if kind.kernel => Piece::Plain(KERNEL[rng.random_range(0..KERNEL.len())].to_vec()),
+            10 if !kind.native => Piece::Plain(SYSTEM[rng.random_range(0..SYSTEM.len())].to_vec()),
+            11 if kind.undefined_flags => Piece::Plain(bit_string(rng, kind)),
             _ => Piece::Plain(instruction(rng, at, kind, fs, gs, infos)),
         };
         places.push(at);

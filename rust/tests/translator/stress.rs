@@ -9,6 +9,7 @@ use silicon::cpu::Cpu;
 use silicon::state::{cr, gpr};
 use silicon::stop::Stop;
 use silicon::vmx::Model;
+use silicon::vmx::bits::{primary, secondary};
 
 use crate::guest::{FINE, Guest, Outcome};
 
@@ -291,4 +292,34 @@ fn two_cores_count_together() {
     assert_eq!(guest.run(5 * ROUNDS), Outcome::Done);
     thread.join().expect("the core");
     assert_eq!(guest.cpu.memory.read::<u64>(DATA), 2 * ROUNDS);
+}
+
+/// RDTSC and RDTSCP in a loop: top: rdtsc; shl rdx, 32; or rax, rdx; cmp rax, rbx; jb wrong; mov rbx, rax;
+/// rdtscp; shl rdx, 32; or rax, rdx; cmp rax, rbx; jb wrong; mov rbx, rax; cmp ecx, 5; jne wrong; inc rsi; jmp top;
+/// wrong: ud2
+const TIME: [u8; 47] = [
+    0x0f, 0x31, 0x48, 0xc1, 0xe2, 32, 0x48, 0x09, 0xd0, 0x48, 0x39, 0xd8, 0x72, 0x1f, 0x48, 0x89, 0xc3, 0x0f, 0x01,
+    0xf9, 0x48, 0xc1, 0xe2, 32, 0x48, 0x09, 0xd0, 0x48, 0x39, 0xd8, 0x72, 0x0d, 0x48, 0x89, 0xc3, 0x83, 0xf9, 5, 0x75,
+    5, 0x48, 0xff, 0xc6, 0xeb, 0xd3, 0x0f, 0x0b,
+];
+
+#[test]
+fn the_time_stamp_counter_follows_the_clock_and_never_goes_back() {
+    let origin = silicon::clock::monotonic_ns();
+    let mut guest = kernel(&TIME, Some(1 << 20));
+    guest.cpu.clock = Clock::Host { origin };
+    (guest.cpu.state.tsc_aux, guest.cpu.state.tsc_adjust, guest.cpu.ctl.tsc_offset) = (5, 1 << 40, 1 << 44);
+    guest.cpu.ctl.secondary = secondary::RDTSCP;
+    for n in 0..30 {
+        let before = silicon::clock::monotonic_ns() - origin;
+        guest.cpu.state.gpr[gpr::RBX] = 0;
+        assert_eq!(guest.cpu.run(before + 5_000_000), Stop::Again);
+        let after = silicon::clock::monotonic_ns() - origin;
+        let seen = guest.cpu.state.gpr[gpr::RBX] - (1 << 40) - (1 << 44);
+        assert!(before <= seen && seen <= after, "{n}: {before} {seen} {after}");
+    }
+    // What is asked of the VMCS.
+    guest.cpu.ctl.primary = primary::RDTSC;
+    let now = silicon::clock::monotonic_ns() - origin;
+    assert_eq!(guest.cpu.run(now + 1_000_000_000), Stop::Exit);
 }

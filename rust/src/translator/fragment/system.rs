@@ -1,0 +1,233 @@
+//! Short system instructions in line. What a VMCS, CR4 or the clock has to say is asked of the hot data
+//! (`Refused`): where it says no, the helper takes over.
+
+use iced_x86::{Code, Mnemonic as M, OpKind, Register};
+
+use super::{Builder, Cold};
+use crate::decode::Insn;
+use crate::state::seg;
+use crate::translator::asm::{Address, cc, reg};
+use crate::translator::classify::MemoryOperand;
+use crate::translator::glue::{gpr, host, state};
+use crate::translator::hot::hot;
+use crate::translator::variant::SUPERVISOR;
+
+const RCX: u8 = 1;
+
+/// An instruction of this file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum System {
+    /// RDTSC; true: RDTSCP.
+    TimeStamp(bool),
+    /// RDFSBASE, RDGSBASE, by segment.
+    ReadBase(usize),
+    /// WRFSBASE, WRGSBASE.
+    WriteBase(usize),
+    /// MOV from a segment register.
+    ReadSegment(usize),
+    /// MOV from CR2 (false) or CR3, at CPL 0.
+    ReadControl(bool),
+    /// PAUSE.
+    Pause,
+    /// CLD.
+    ClearDirection,
+}
+
+impl System {
+    /// Which one `insn` is, if any.
+    #[must_use]
+    pub fn of(insn: &Insn, variant: u8) -> Option<Self> {
+        let i = &insn.iced;
+        let bmi2 = is_x86_feature_detected!("bmi2");
+        Some(match i.mnemonic() {
+            M::Rdtsc if bmi2 => Self::TimeStamp(false),
+            M::Rdtscp if bmi2 => Self::TimeStamp(true),
+            M::Rdfsbase => Self::ReadBase(seg::FS),
+            M::Rdgsbase => Self::ReadBase(seg::GS),
+            M::Wrfsbase if bmi2 => Self::WriteBase(seg::FS),
+            M::Wrgsbase if bmi2 => Self::WriteBase(seg::GS),
+            M::Pause => Self::Pause,
+            M::Cld if bmi2 => Self::ClearDirection,
+            M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
+                let narrow = i.op0_kind() == OpKind::Register && i.op0_register().size() == 2;
+                if narrow || insn.address_mask == 0xffff {
+                    return None;
+                }
+                Self::ReadSegment(i.op1_register().number())
+            }
+            M::Mov if variant & SUPERVISOR != 0 && i.code() == Code::Mov_r64_cr => match i.op1_register() {
+                Register::CR2 => Self::ReadControl(false),
+                Register::CR3 => Self::ReadControl(true),
+                _ => return None,
+            },
+            _ => return None,
+        })
+    }
+}
+
+impl Builder<'_> {
+    pub(super) fn system(&mut self, n: usize, system: System) -> Option<bool> {
+        match system {
+            System::TimeStamp(processor) => self.time_stamp(n, processor),
+            System::ReadBase(segment) => self.read_base(n, segment),
+            System::WriteBase(segment) => self.write_base(n, segment),
+            System::ReadSegment(segment) => self.read_segment(n, segment)?,
+            System::ReadControl(cr3) => self.read_control(n, cr3),
+            System::Pause => {
+                let refused = self.unless_zero(n, Some(hot!(refused.pause)));
+                self.refused(n, vec![refused]);
+            }
+            System::ClearDirection => {
+                self.a.load(reg::S0, state!(rflags));
+                self.select_bits(reg::S0, hot!(no_direction_mask));
+                self.a.store(reg::S0, state!(rflags));
+            }
+        }
+        self.behind(n)
+    }
+
+    /// Branches away unless the word at `disp`, or S0, is 0; the flags stay where they live. Clobbers S1, and S0 if it
+    /// was not asked.
+    fn unless_zero(&mut self, n: usize, disp: Option<i32>) -> usize {
+        if !self.live[n] {
+            match disp {
+                Some(disp) => {
+                    self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, disp)); // cmp qword [disp], 0
+                    self.a.bytes(&[0]);
+                }
+                None => self.a.op_reg(true, 0x85, reg::S0, reg::S0), // test s0, s0
+            }
+            return self.a.jcc_later(cc::NE);
+        }
+        self.a.mov(reg::S1, RCX);
+        match disp {
+            Some(disp) => self.a.load(RCX, disp),
+            None => self.a.mov(RCX, reg::S0),
+        }
+        self.a.bytes(&[0xe3, 8]); // jrcxz over the next two
+        self.a.mov(RCX, reg::S1);
+        let away = self.a.jmp_later();
+        self.a.mov(RCX, reg::S1);
+        away
+    }
+
+    /// The helper executes instruction `n` for those that come `from` these places.
+    fn refused(&mut self, n: usize, from: Vec<usize>) {
+        let site = self.site(n, None);
+        self.cold.push(Cold { from, index: n as u16, saved: false, site });
+        if n + 1 < self.insns.len() {
+            self.resumes_here(site);
+        }
+    }
+
+    /// A guest register from S0 or the like, `wide` or its lower half zero-extended.
+    fn set_guest(&mut self, guest: u8, from: u8, wide: bool) {
+        let into = host(guest).unwrap_or(from);
+        if !wide {
+            self.a.op_reg(false, 0x89, from, into);
+        } else if into != from {
+            self.a.mov(into, from);
+        }
+        if host(guest).is_none() {
+            self.a.store(into, gpr(guest));
+        }
+    }
+
+    /// The guest's counter: that of the host from the anchor on, scaled to nanoseconds.
+    fn time_stamp(&mut self, n: usize, processor: bool) {
+        let sum = |base: u8, index: u8| Address { base: Some(base), index: Some(index), shift: 0, disp: 0 };
+        let word = if processor { hot!(refused.time_stamp_and_processor) } else { hot!(refused.time_stamp) };
+        let refused = self.unless_zero(n, Some(word));
+        if processor {
+            self.a.op_mem(false, 0x8b, RCX, Address::base(reg::RSP, state!(tsc_aux)));
+        }
+        self.a.bytes(&[0x0f, 0x31]); // rdtsc
+        self.rotate_by_32(reg::RDX);
+        self.a.load(reg::S0, hot!(time_anchor));
+        self.a.lea(true, reg::RDX, sum(reg::RDX, reg::RAX));
+        self.a.lea(true, reg::RDX, sum(reg::RDX, reg::S0));
+        // mulx s1, s0, [time_factor]
+        self.a.bytes(&[0xc4, 0x62, 0x83 | (!reg::S0 & 15) << 3, 0xf6]);
+        self.a.modrm(reg::S1, Address::base(reg::RSP, hot!(time_factor)));
+        self.a.load(reg::S0, hot!(time_base));
+        self.a.lea(true, reg::RDX, sum(reg::S1, reg::S0));
+        self.a.op_reg(false, 0x89, reg::RDX, reg::RAX); // mov eax, edx
+        self.rotate_by_32(reg::RDX);
+        self.a.op_reg(false, 0x89, reg::RDX, reg::RDX); // mov edx, edx
+        self.refused(n, vec![refused]);
+    }
+
+    /// RORX r64, r64, 32 of RAX to RDI.
+    fn rotate_by_32(&mut self, register: u8) {
+        self.a.bytes(&[0xc4, 0xe3, 0xfb, 0xf0, 0xc0 | register << 3 | register, 32]);
+    }
+
+    fn base(segment: usize) -> i32 {
+        state!(seg) + 32 * segment as i32 + 8
+    }
+
+    fn read_base(&mut self, n: usize, segment: usize) {
+        let target = self.insns[n].iced.op0_register();
+        let refused = self.unless_zero(n, Some(hot!(refused.segment_bases)));
+        self.a.load(reg::S0, Self::base(segment));
+        self.set_guest(target.number() as u8, reg::S0, target.size() == 8);
+        self.refused(n, vec![refused]);
+    }
+
+    fn write_base(&mut self, n: usize, segment: usize) {
+        let source = self.insns[n].iced.op0_register();
+        let guest = source.number() as u8;
+        let mut refused = vec![self.unless_zero(n, Some(hot!(refused.segment_bases)))];
+        if source.size() == 8 {
+            // Canonical: the difference from its lower 48 bits, sign-extended, is 0.
+            let from = self.address_register(guest, reg::S0);
+            self.a.mov_imm(reg::S1, 16);
+            self.shift_by(0x81, reg::S0, from, reg::S1); // shlx
+            self.shift_by(0x82, reg::S0, reg::S0, reg::S1); // sarx
+            self.a.op_reg(true, 0xf7, 2, reg::S0); // not
+            let from = self.address_register(guest, reg::S1);
+            self.a.lea(true, reg::S0, Address { base: Some(reg::S0), index: Some(from), shift: 0, disp: 1 });
+            refused.push(self.unless_zero(n, None));
+        }
+        let from = self.address_register(guest, reg::S0);
+        if source.size() == 8 {
+            self.a.store(from, Self::base(segment));
+        } else {
+            self.a.op_reg(false, 0x89, from, reg::S0);
+            self.a.store(reg::S0, Self::base(segment));
+        }
+        self.refused(n, refused);
+    }
+
+    /// SHLX (`pp` 81H) or SARX (82H) into, from, by.
+    fn shift_by(&mut self, pp: u8, into: u8, from: u8, by: u8) {
+        let high = !((into >> 3) << 7 | (from >> 3) << 5) & 0xe0;
+        self.a.bytes(&[0xc4, high | 2, pp | (!by & 15) << 3, 0xf7, 0xc0 | (into & 7) << 3 | from & 7]);
+    }
+
+    fn read_segment(&mut self, n: usize, segment: usize) -> Option<()> {
+        let selector = state!(seg) + 32 * segment as i32;
+        if self.insns[n].iced.op0_kind() == OpKind::Register {
+            let guest = self.insns[n].iced.op0_register().number() as u8;
+            self.load_guest(guest, Address::base(reg::RSP, selector));
+            return Some(());
+        }
+        let site = self.operand(n, MemoryOperand { size: 2, written: true, aligned: false })?;
+        self.a.load(reg::S1, selector);
+        self.a.bytes(&[0x66]);
+        self.a.op_mem(false, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.resumes_here(site);
+        Some(())
+    }
+
+    fn read_control(&mut self, n: usize, cr3: bool) {
+        let guest = self.insns[n].iced.op0_register().number() as u8;
+        if !cr3 {
+            self.load_guest(guest, Address::base(reg::RSP, state!(cr2)));
+            return;
+        }
+        let refused = self.unless_zero(n, Some(hot!(refused.cr3)));
+        self.load_guest(guest, Address::base(reg::RSP, state!(cr3)));
+        self.refused(n, vec![refused]);
+    }
+}
