@@ -8,6 +8,7 @@ from typing import Literal
 from turtles.l0.machine import Machine
 from turtles.l0.ports import RamRegion
 from turtles.l0.tactics import ALL, Tactics
+from turtles.l0.trace import ExitRecord, decode, record
 from turtles.l0.vcpu import Vcpu
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import Core, Memory, Model
@@ -214,3 +215,23 @@ def minimal_vmcs12(v12: memoryview[int], v01: memoryview[int], eptp12: int | Non
     v12[F.HOST_CR4] = X.CR4_PAE | X.CR4_VMXE
     v12[F.HOST_CS_SELECTOR], v12[F.HOST_TR_SELECTOR] = 8, 0x10
     v12[F.HOST_RIP], v12[F.HOST_RSP] = 0x7000, 0x8000
+
+
+class Recording:
+    """What a virtual CPU did, kept in memory: a `Sink`."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._data = bytearray()
+        self.notes: dict[int, str] = {}
+        self._recorder = record(vcpu, self)
+
+    def exits(self, cpu: int, data: memoryview[int]) -> None:
+        self._data += data
+
+    def note(self, cpu: int, number: int, text: str) -> None:
+        self.notes[number] = text
+
+    def records(self) -> list[ExitRecord]:
+        """After the run."""
+        self._recorder.finish()
+        return list(decode(self._data))

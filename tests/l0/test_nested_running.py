@@ -9,11 +9,13 @@ import time
 import pytest
 
 from tests.l0.guest import CPUID, DONE, HLT, LOOP_FOREVER, STI, UD2, load, mov, store
+from tests.l0.helpers import Recording
 from tests.l0.nested_guest import (
     L1_BASE,
     L2_CODE,
     PD12,
     PT12,
+    REGION,
     TOP12,
     VMLAUNCH,
     WB,
@@ -23,7 +25,6 @@ from tests.l0.nested_guest import (
 from turtles.l0.mmu import ept
 from turtles.l0.outcome import STOPPED, Ending
 from turtles.l0.tactics import Tactics
-from turtles.l0.trace import ExitRecord
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
@@ -290,11 +291,13 @@ def test_cr8_is_the_apics() -> None:
 def test_guest_state_that_silicon_refuses_is_a_failed_entry_for_l1() -> None:
     guest = NestedGuest(CPUID, REASON)
     guest.c.v[F.GUEST_RFLAGS] = 0
-    records: list[ExitRecord] = []
-    guest.machine.trace = records.append
+    recording = Recording(guest.vcpu)
     assert guest.result() == ExitReason.ENTRY_GUEST_STATE | X.ENTRY_FAILURE
     assert guest.c.v[F.LAUNCH_STATE] == 0
-    assert any("rflags" in record.note.lower() for record in records), "the trace names the rule"
+    failed = recording.records()[1]
+    assert failed.refused and failed.level == 2 and failed.context == REGION
+    assert failed.as_reason == ExitReason.ENTRY_GUEST_STATE
+    assert "rflags" in recording.notes[1].lower(), "the trace names the rule"
 
 
 def test_controls_that_only_the_merge_breaks_are_vmfail() -> None:

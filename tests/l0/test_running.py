@@ -27,8 +27,8 @@ from tests.l0.guest import (
     mov_to_cr,
     store,
 )
+from tests.l0.helpers import Recording
 from turtles.l0.outcome import STOPPED, Ending
-from turtles.l0.trace import ExitRecord
 from turtles.l0.vcpu import Vcpu
 from turtles.silicon import ExitReason, Model
 from turtles.silicon import fields as F
@@ -305,14 +305,14 @@ def test_a_user_handler_may_answer() -> None:
 
 def test_stats_and_trace_count_the_same() -> None:
     guest = Guest((mov(0, 0) + CPUID) * 5 + DONE)
-    records: list[ExitRecord] = []
-    guest.machine.trace = records.append
+    recording = Recording(guest.vcpu)
     guest.result()
     rows = {(row.level, row.reason, row.handled_by): row.count for row in guest.vcpu.stats.rows()}
     assert rows == {(1, "CPUID", "L0"): 5, (1, "IO", "L0"): 1}
+    records = recording.records()
     assert [r.reason for r in records] == [ExitReason.CPUID] * 5 + [ExitReason.IO]
     assert [r.rip for r in records[:2]] == [CODE + 5, CODE + 12]
-    assert all(r.entry_ns <= r.exit_ns for r in records)
+    assert all(r.before_ns <= r.entry_ns <= r.exit_ns <= r.after_ns for r in records)
 
 
 # --- task switches ---

@@ -107,7 +107,14 @@ def test_statistics_and_trace(tmp_path: Path) -> None:
     rows = {(e["level"], e["reason"]): e["count"] for e in data["exits"]}
     assert rows[1, "IO"] == 4
     assert data["run"]["retired"] >= 8
-    assert len([line for line in trace.read_text().splitlines() if " IO " in line]) == 4
+    shown = subprocess.run(
+        [sys.executable, "-m", "turtles", "trace", str(trace), "--lines"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert len([line for line in shown.stdout.splitlines() if " L1 IO " in line]) == 4
 
 
 def test_outputs_that_fill_up(tmp_path: Path) -> None:

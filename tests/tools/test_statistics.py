@@ -5,11 +5,11 @@ import json
 
 from rich.console import Console
 
-from turtles.l0.stats import Row
+from turtles.l0.stats import Level, Row
 from turtles.tools.statistics import RunFigures, as_json, exit_table
 
 ROWS = [
-    Row(2, "CPUID", "L1", 10, 500_000),
+    Row(2, "CPUID", "L1", 10, 500_000, 12_340),
     Row(1, "VMRESUME", "L0", 30, 1_500_000),
     Row(1, "CPUID", "L0", 5, 20_000),
     Row(1, "HLT", "L0", 0, 0),
@@ -25,12 +25,12 @@ def test_table_has_rows_by_level_and_time() -> None:
         ("L1", "CPUID", "L0", "5"),
         ("L2", "CPUID", "L1", "10"),
     ]
-    assert lines[2][-5:] == ["10", "100.0%", "0.5", "100.0%", "50.0"]
+    assert lines[2][-6:] == ["10", "100.0%", "0.5", "100.0%", "50.0", "1,234"]
 
 
 def test_json_says_the_same() -> None:
     figures = RunFigures("powered off", 2.0, 50_000_000, {"memory": 1})
-    data = json.loads(as_json(ROWS, figures))
+    data = json.loads(as_json(ROWS, [Level(1, 5000, 40), Level(2, 7000, 60)], figures))
     assert data["run"] == {
         "ending": "powered off",
         "seconds": 2.0,
@@ -44,3 +44,5 @@ def test_json_says_the_same() -> None:
         (2, "CPUID", 10),
     ]
     assert data["exits"][2]["mean_ns"] == 50_000
+    assert data["exits"][2]["mean_retired"] == 1234
+    assert data["levels"][1] == {"level": 2, "ran_ns": 7000, "retired": 60}

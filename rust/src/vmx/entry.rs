@@ -46,7 +46,6 @@ impl Cpu {
             return outcome;
         }
         self.ctl = Controls::unpack(&self.vmcs);
-        self.state.entry_time = self.clock.now(self.state.retired);
         self.load_guest_state();
         self.vmcs.set(header::LAUNCH_STATE, 1);
         self.mmu_run_begin();
@@ -55,19 +54,25 @@ impl Cpu {
         self.update_mode();
         self.mmu_enter();
         self.load_pdpte_registers();
-        let outcome = match self.load_msrs() {
+        let loaded = self.load_msrs();
+        // The stamps enclose what the guest executes: loading and saving its state is the transition's time.
+        self.state.entry_time = self.clock.now(self.state.retired);
+        let outcome = match loaded {
             Ok(()) => {
                 self.start_preemption_timer(self.vmcs.get32(slot::GUEST_PREEMPTION_TIMER));
                 let stop = match self.inject_event() {
                     Ok(()) => self.run_until_exit(deadline),
                     Err(stop) => stop,
                 };
+                self.state.exit_time = self.clock.now(self.state.retired);
                 self.vm_exit(stop)
             }
-            Err(number) => self.fail_entry(reason::ENTRY_MSR_LOAD, number),
+            Err(number) => {
+                self.state.exit_time = self.state.entry_time;
+                self.fail_entry(reason::ENTRY_MSR_LOAD, number)
+            }
         };
         self.mmu_run_end();
-        self.state.exit_time = self.clock.now(self.state.retired);
         outcome
     }
 

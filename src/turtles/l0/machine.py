@@ -23,7 +23,6 @@ from turtles.l0.pool import PAGE, PagePool, PoolExhausted
 from turtles.l0.ports import EventQueue, LocalApic, MmioSpace, PortSpace, RamRegion
 from turtles.l0.ram import L1Memory
 from turtles.l0.tactics import ALL, Tactics
-from turtles.l0.trace import TraceHook
 from turtles.l0.vcpu import Handler, Vcpu
 from turtles.silicon import Core, Memory, Model
 from turtles.silicon._silicon import REVISION
@@ -64,7 +63,6 @@ class Machine:
         self.pool = PagePool(memory, memory.size, memory.total)
         self.revision: Final = REVISION
         self.physical_bits: Final = model.PHYSICAL_BITS
-        self.trace: TraceHook | None = None
         self.vcpus: list[Vcpu] = []
         self.outcome: Outcome | None = None  # how the run ended; none while it goes on
         self._lock = threading.Lock()

@@ -18,7 +18,6 @@ from turtles.l0.nested.vpids import Vpids
 from turtles.l0.outcome import Ending, GuestStop, Outcome
 from turtles.l0.ports import EventQueue, LocalApic, StartState
 from turtles.l0.stats import REASONS, REFLECTED, Stats, reason_name
-from turtles.l0.trace import ExitRecord
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01
 from turtles.l0.vmcs.vmcs12 import Vmcs12, Vmcs12Cache
@@ -85,6 +84,7 @@ class Vcpu:
         self.waiting = False
         self.halted = False
         self.entry_pending = False  # L1's VMLAUNCH or VMRESUME has not reached L2 yet
+        self.entry_retired = self.exit_retired = 0  # instructions retired when L1 entered, and left, L2 last
         self.reflected = False
 
     # --- contexts ---
@@ -102,11 +102,14 @@ class Vcpu:
         self.vmcs = c.vmcs02
         self.v = c.v02
         self.entry_pending = True
+        self.entry_retired = self.regs[S.RETIRED]
         if self.waiting:
             self.attention = True
 
     def switch_to_l1(self) -> None:
         """The next entry is L1's."""
+        if self.level == 2:
+            self._leave_l2()
         self.level = 1
         self.vmcs = self.vmcs01
         self.v = self.v01
@@ -114,6 +117,10 @@ class Vcpu:
         self.halted = False
         if self.waiting:
             self.attention = True
+
+    def _leave_l2(self) -> None:
+        self.exit_retired = self.regs[S.RETIRED]
+        self.stats.retired[2] += self.exit_retired - self.entry_retired
 
     def leave_vmx(self) -> None:
         """L1 is out of VMX operation: nothing of its vmcs12s is left."""
@@ -214,8 +221,17 @@ class Vcpu:
         except Exception as error:  # a defect of a handler: the report is the product
             self.failure = traceback.format_exc()
             machine.stop(self._error(f"L0 failed: {type(error).__name__}: {error}"))
+        self._account()
         assert machine.outcome is not None
         return machine.outcome
+
+    def _account(self) -> None:
+        """Instructions by level, at the end of a run."""
+        if self.level == 2:
+            self._leave_l2()
+            self.entry_retired = self.exit_retired
+        retired = self.stats.retired
+        retired[1] = self.regs[S.RETIRED] - retired[2]
 
     def where(self) -> str:
         """Level, RIP and last exit reason, for a message."""
@@ -232,6 +248,7 @@ class Vcpu:
         enter, next_event = self.core.enter, self.events.next_deadline
         handlers = self.handlers
         counts, total_ns, guest_ns = stats.counts, stats.total_ns, stats.guest_ns
+        retired = stats.handling_retired
         deadline = FOREVER
         # The last exit, and the last one of L2 that was reflected: their time runs until the next entry.
         last_level = last_key = last_exit = 0
@@ -250,7 +267,6 @@ class Vcpu:
                 next_deadline = next_event()
                 deadline = FOREVER if next_deadline is None else next_deadline
             level = self.level
-            v = self.v
             raw = enter(self.vmcs, deadline)
             entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
             total_ns[last_level][last_key] += entry_time - last_exit
@@ -258,24 +274,15 @@ class Vcpu:
             if level == 2:
                 if waiting_key:
                     total_ns[2][waiting_key] += entry_time - waiting_exit
+                    retired[waiting_key] += self.entry_retired - self.exit_retired
                     waiting_key = 0
                 if self.entry_pending:
                     self.entry_pending = False
             if raw < 0 or raw & X.ENTRY_FAILURE:
                 last_level, last_key, last_exit = 0, 0, exit_time
                 self._refused(raw)
-                self._trace_refusal(raw, entry_time)
                 continue
             reason = raw & _REASON
-            trace = machine.trace
-            if trace is not None:
-                record = (
-                    v[F.GUEST_RIP],
-                    v[F.EXIT_QUALIFICATION],
-                    v[F.GUEST_PHYSICAL_ADDRESS],
-                    regs[S.RETIRED],
-                )
-                context = self.entered12.l1_pa if level == 2 else 0
             self.reflected = False
             handlers[level][reason](self)
             reflected = self.reflected
@@ -287,35 +294,6 @@ class Vcpu:
             else:
                 last_level, last_key = level, key
             last_exit = exit_time
-            if trace is not None:
-                rip, qualification, physical, retired = record
-                note, self.broken_rule = self.broken_rule, ""
-                trace(
-                    ExitRecord(
-                        level,
-                        reason,
-                        rip,
-                        qualification,
-                        physical,
-                        retired,
-                        entry_time,
-                        exit_time,
-                        reflected,
-                        context,
-                        note,
-                    )
-                )
-
-    def _trace_refusal(self, raw: int, time_ns: int) -> None:
-        """An entry into L2 that silicon refused, for the trace; nothing was executed."""
-        trace = self.machine.trace
-        if trace is None:
-            return
-        note, self.broken_rule = self.broken_rule, ""
-        c = self.entered12
-        rip, retired = c.v02[F.GUEST_RIP], self.regs[S.RETIRED]
-        reason = raw & 0xFFFF if raw > 0 else ExitReason.VMLAUNCH
-        trace(ExitRecord(2, reason, rip, 0, 0, retired, time_ns, time_ns, True, c.l1_pa, note))
 
     def _refused(self, raw: int) -> None:
         """Silicon refused the VMCS: L1's fault for L2, an error of the run for L1."""

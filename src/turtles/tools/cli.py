@@ -1,4 +1,4 @@
-"""The command line: `turtles run | demo | image | doctor | bench | lockstep`.
+"""The command line: `turtles run | demo | trace | image | doctor | bench | lockstep`.
 
 Options only; each command's work lives in the module of its name, imported when it is asked for, so
 that `turtles --help` is quick. Not here: what a guest sees.
@@ -117,7 +117,7 @@ def main() -> None:
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End with status 124."
 )
 @click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
-@click.option("--trace", metavar="FILE", help="Write every exit as a line.")
+@click.option("--trace", metavar="FILE", help="Record every exit; `turtles trace FILE` shows it.")
 @click.option("--gdb", metavar="[ADDR:]PORT", help="Debugger stub (not yet).")
 def run(
     kernel: str,
@@ -216,6 +216,16 @@ def demo(embedded: bool, clock: str, timeout: float, stats: str | None) -> None:
     from turtles.tools.demo import run_demo
 
     raise SystemExit(run_demo(only_embedded=embedded, clock=clock, timeout=timeout, stats=stats))
+
+
+@main.command()
+@click.argument("path", metavar="FILE")
+@click.option("--lines", is_flag=True, help="Every exit as a line.")
+def trace(path: str, lines: bool) -> None:
+    """Show what `run --trace FILE` recorded."""
+    from turtles.tools.trace import run_trace
+
+    raise SystemExit(run_trace(path))
 
 
 @main.command()

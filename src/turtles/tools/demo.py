@@ -23,7 +23,7 @@ from turtles.tools.levels import Line, LineSplitter
 from turtles.tools.options import DebugExit, Drive, Failure, RunOptions
 from turtles.tools.progress import progress
 from turtles.tools.run import Finished, drive, ending_line, exit_status, header, write_statistics
-from turtles.tools.statistics import exit_table
+from turtles.tools.statistics import exit_table, level_lines
 
 TOWER_MEMORY: Final = 1 << 30
 EMBEDDED_MEMORY: Final = 256 << 20
@@ -116,10 +116,11 @@ def show_result(finished: Finished, console: Console) -> None:
     result = finished.result
     console.print()
     console.print(exit_table(finished.rows))
+    console.print("\n" + "; ".join(level_lines(finished.levels)), soft_wrap=True)
     millions = result.retired / 1e6
     rate = millions / result.seconds if result.seconds else 0.0
     console.print(
-        f"\n{result.seconds:.1f} s, {millions:,.0f} million instructions, {rate:.1f} million a second"
+        f"{result.seconds:.1f} s, {millions:,.0f} million instructions, {rate:.1f} million a second"
     )
 
 

@@ -13,9 +13,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from turtles.board import layout
 from turtles.board.board import Board, BoardOptions, StopKind, StopReason
@@ -25,12 +25,13 @@ from turtles.guests.state import InitialState, Platform
 from turtles.l0.machine import Machine
 from turtles.l0.outcome import POWER_OFF, RESET, Ending, GuestStop, Outcome, debug_exit
 from turtles.l0.ports import RamRegion
+from turtles.l0.trace import Recorder, record
 from turtles.l0.vcpu import Vcpu
 from turtles.silicon import Core, Memory, Model, SiliconError
 from turtles.silicon.slots import RETIRED
+from turtles.tools import tracefile
 from turtles.tools.doctor import available_memory
 from turtles.tools.options import CpuChoice, Engine, Failure, RunOptions
-from turtles.tools.trace import tracer
 
 POOL_SIZE: Final = 64 << 20
 DEFAULT_MODEL: Final = "max"
@@ -92,7 +93,8 @@ class Rig:
         self.options = options
         self._console = console
         self._last_console = bytearray()
-        self._trace: IO[str] | None = None
+        self._trace: tracefile.Writer | None = None
+        self._recorder: Recorder | None = None
         if options.memory > layout.MAX_RAM:
             raise Failure(f"-m: a machine has {layout.MAX_RAM >> 30} GiB at most")
         self.model = make_model(options.cpu)
@@ -105,8 +107,8 @@ class Rig:
             self.guest = self._load()
             self.l0 = self._make_l0()
             if options.trace is not None:
-                self._trace = undo.enter_context(open_output(options.trace, "--trace"))
-                self.l0.trace = tracer(self._trace)
+                self._trace = tracefile.Writer(options.trace, self.facts())
+                self._recorder = record(self.vcpu, self._trace)
             undo.pop_all()
         self.result: Result | None = None
         self.error = ""
@@ -206,11 +208,33 @@ class Rig:
             self.board.close()
         except OSError as e:
             outcome = Outcome(Ending.ERROR, message=f"a drive could not be written: {e}")
-        if self._trace is not None:
-            self._trace.close()
+        try:
+            self._end_trace(outcome, seconds)
+        except GuestStop as e:
+            outcome = Outcome(Ending.ERROR, message=str(e))
         self.result = Result(outcome, seconds, self.core.slots[RETIRED])
         self._report(self.result)
         return self.result
+
+    def _end_trace(self, outcome: Outcome, seconds: float) -> None:
+        if self._trace is None or self._recorder is None:
+            return
+        self._recorder.finish()
+        self._trace.close({"ending": outcome.ending.value, "message": outcome.message, "seconds": seconds})
+
+    def facts(self) -> dict[str, Any]:
+        """What the machine is, for statistics and traces."""
+        options = self.options
+        return {
+            "guest": self.guest.what,
+            "memory_bytes": options.memory,
+            "clock": options.clock,
+            "engine": self.core.engine,
+            "processor": self.model.name,
+            "features": sorted(self.model.features),
+            "mmu": options.mmu,
+            "tactics": asdict(options.tactics),
+        }
 
     def start(self, finished: Callable[[], None]) -> threading.Thread:
         """Run in a thread of its own; `finished` is called there at the end."""

@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import click
 
 from turtles.l0.outcome import TIMEOUT, Ending, Outcome
-from turtles.l0.stats import Row
+from turtles.l0.stats import Level, Row
 from turtles.tools.machine import Result, Rig, open_output
 from turtles.tools.options import Failure, RunOptions
 from turtles.tools.statistics import RunFigures, as_json
@@ -45,6 +45,7 @@ class Finished:
     rig: Rig
     result: Result
     rows: list[Row]
+    levels: list[Level]
 
     @property
     def digest(self) -> str:
@@ -150,21 +151,14 @@ def drive(
             thread.join()
     if rig.result is None:
         raise Failure("the machine did not end when it was told to")
-    return Finished(rig, rig.result, rig.vcpu.stats.rows())
+    return Finished(rig, rig.result, rig.vcpu.stats.rows(), rig.vcpu.stats.levels())
 
 
 def write_statistics(finished: Finished, path: str) -> None:
     """`--stats`: what the exit table shows, as JSON."""
     rig, result = finished.rig, finished.result
     facts = {
-        "guest": rig.guest.what,
-        "memory_bytes": rig.options.memory,
-        "clock": rig.options.clock,
-        "engine": rig.core.engine,
-        "processor": rig.model.name,
-        "features": sorted(rig.model.features),
-        "mmu": rig.options.mmu,
-        "tactics": asdict(rig.options.tactics),
+        **rig.facts(),
         "translation": rig.core.translation,
         "helped": dict(sorted(rig.core.helped.items(), key=lambda item: -item[1])),
         "digest": finished.digest,
@@ -172,7 +166,7 @@ def write_statistics(finished: Finished, path: str) -> None:
     figures = RunFigures(result.outcome.ending.value, result.seconds, result.retired, facts)
     try:
         with open_output(path, "--stats") as file:
-            file.write(as_json(finished.rows, figures))
+            file.write(as_json(finished.rows, finished.levels, figures))
     except OSError as e:
         raise Failure(f"--stats {path}: {e.strerror}") from None
 

@@ -1,34 +1,55 @@
-"""`--trace FILE`: every exit as one line of text, as it was handled.
+"""`turtles trace FILE`: what a recorded run did, as text.
 
-Columns: retired instructions, level, reason, RIP, qualification, guest-physical address, handler, and how
-many nanoseconds of its clock the guest had run. Not here: what to make of it.
+Not here: recording (`turtles.l0.trace`) and the file (`tracefile`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import IO, Final
+from typing import Final
 
-from turtles.l0.outcome import GuestStop
+import click
+
 from turtles.l0.stats import reason_name
-from turtles.l0.trace import ExitRecord
+from turtles.l0.trace import VMFAIL, ExitRecord
+from turtles.tools import tracefile
 
-HEADING: Final = "# retired level reason rip qualification guest_physical handled_by ran_ns context\n"
+HEADING: Final = (
+    "# retired level reason rip qualification guest_physical handled_by ran_ns context rax rcx note"
+)
 
 
-def tracer(file: IO[str]) -> Callable[[ExitRecord], None]:
-    """A hook that writes records to a file."""
-    file.write(HEADING)
-    write = file.write
+def reason_text(record: ExitRecord) -> str:
+    """The reason's name; a failed entry is marked as one."""
+    if record.reason & VMFAIL:
+        return f"VMFAIL_{record.basic}"
+    return reason_name(record.basic) + ("!" if record.refused else "")
 
-    def hook(r: ExitRecord) -> None:
-        line = (
-            f"{r.retired} L{r.level} {reason_name(r.reason & 0xFFFF)} {r.rip:#x} {r.qualification:#x} "
-            f"{r.guest_physical:#x} {'L1' if r.reflected else 'L0'} {r.exit_ns - r.entry_ns} {r.context:#x}\n"
-        )
-        try:
-            write(line)
-        except OSError as e:
-            raise GuestStop(f"--trace: {e.strerror}") from None
 
-    return hook
+def handler_text(record: ExitRecord) -> str:
+    """L0, or L1, with the reason that L1 was given where that is another."""
+    if not record.reflected:
+        return "L0"
+    return "L1" if record.as_reason == record.basic else f"L1:{reason_name(record.as_reason)}"
+
+
+def line(r: ExitRecord, note: str) -> str:
+    """An exit as a line of text, in the columns of HEADING."""
+    return (
+        f"{r.retired} L{r.level} {reason_text(r)} {r.rip:#x} {r.qualification:#x} {r.guest_physical:#x} "
+        f"{handler_text(r)} {r.exit_ns - r.entry_ns} {r.context:#x} {r.rax:#x} {r.rcx:#x} {note}".rstrip()
+    )
+
+
+def show_lines(found: tracefile.TraceFile) -> None:
+    """Every exit as a line."""
+    click.echo(HEADING)
+    for cpu in found.cpus():
+        notes = found.notes.get(cpu, {})
+        for number, record in enumerate(found.records(cpu)):
+            click.echo(line(record, notes.get(number, "")))
+
+
+def run_trace(path: str) -> int:
+    """The command; its status."""
+    show_lines(tracefile.read(path))
+    return 0
