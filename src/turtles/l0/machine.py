@@ -14,6 +14,7 @@ from turtles.l0 import baseline
 from turtles.l0.exits import registry
 from turtles.l0.exits.cpuid import CpuidTable
 from turtles.l0.exits.msr import make_bitmap
+from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.mmu.ept12 import Ept12Walker
 from turtles.l0.mmu.interface import MemoryMode
 from turtles.l0.mmu.multidim import MultiDimensional
@@ -54,6 +55,7 @@ class Machine:
         *,
         mode: str = "multidim",
         tactics: Tactics = ALL,
+        ept12: Tactic = Tactic.INVEPT,
     ) -> None:
         self.memory = memory
         self.model = model
@@ -81,14 +83,14 @@ class Machine:
         self.shadows = tactics.shadow_vmcs and self.l1_has_vmx and model.has("vmcs_shadowing")
 
         try:
-            self._build_tables()
+            self._build_tables(ept12)
         except PoolExhausted:
             raise GuestStop(f"a pool of {memory.total - memory.size} bytes is too small") from None
 
-    def _build_tables(self) -> None:
+    def _build_tables(self, tactic: Tactic) -> None:
         pool, memory = self.pool, self.memory
         walker = Ept12Walker(self.l1, self.physical_bits, bool(self.l1_ept_vpid & 1))
-        self.mmu: MemoryMode = MultiDimensional(pool, self.l1, walker, memory.invept)
+        self.mmu: MemoryMode = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
         self.msr_bitmap01_host_pa = pool.allocate()
         bitmap = make_bitmap()
         memory.write(self.msr_bitmap01_host_pa, bitmap)

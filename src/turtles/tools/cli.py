@@ -14,6 +14,7 @@ import click
 
 from turtles import __doc__ as summary
 from turtles.guests.state import GuestError
+from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.tactics import ALL, Tactics
 from turtles.tools.options import (
     DEFAULT_MEMORY,
@@ -96,6 +97,13 @@ def main() -> None:
     help="How L2's memory is virtualized.",
 )
 @click.option(
+    "--ept12",
+    type=click.Choice([tactic.value for tactic in Tactic]),
+    default=Tactic.INVEPT.value,
+    show_default=True,
+    help="How multidim follows what L1 writes to its EPT.",
+)
+@click.option(
     "--tactics",
     type=TacticsOption(),
     default=ALL,
@@ -130,6 +138,7 @@ def run(
     serial: str,
     cpu: CpuChoice,
     mmu: str,
+    ept12: str,
     tactics: Tactics,
     clock: str,
     engine: Engine,
@@ -171,6 +180,7 @@ def run(
         clock,
         engine,
         tactics,
+        Tactic(ept12),
         debug_exit,
         timeout,
         stats,

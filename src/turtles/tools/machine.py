@@ -166,6 +166,7 @@ class Rig:
                 self.board.mmio,
                 mode=self.options.mmu,
                 tactics=self.options.tactics,
+                ept12=self.options.ept12,
             )
             l0.add_vcpu(self.core, self.board.apic, self.board.events).start(self.guest)
         except GuestStop as e:
@@ -233,6 +234,7 @@ class Rig:
             "processor": self.model.name,
             "features": sorted(self.model.features),
             "mmu": options.mmu,
+            "ept12": options.ept12.value,
             "tactics": asdict(options.tactics),
         }
 

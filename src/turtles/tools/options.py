@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import click
 
+from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.tactics import ALL, Tactics
 
 UNITS: Final[Mapping[str, int]] = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -68,6 +69,7 @@ class RunOptions:
     clock: str = "host"
     engine: Engine = "translator"
     tactics: Tactics = ALL
+    ept12: Tactic = Tactic.INVEPT
     debug_exit: DebugExit | None = None
     timeout: float | None = None
     stats: str | None = None

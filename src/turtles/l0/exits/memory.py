@@ -23,20 +23,43 @@ if TYPE_CHECKING:
 
 MMIO_READ: Final = 3
 MMIO_WRITE: Final = 4
-PERFORM: Final = 2  # assist_done: silicon does this access itself
+TRACKED_WRITE: Final = 5
+PERMIT: Final = 2  # assist_done: silicon does this access itself
 _KEPT: Final = ept.QUAL_ACCESS | ept.QUAL_LINEAR_VALID | ept.QUAL_FINAL | ept.QUAL_NMI_UNBLOCKED
 
 
 def violation(vcpu: Vcpu) -> None:
-    """EPT violation of L1: everything in RAM is mapped, so this is a device, or nothing."""
+    """EPT violation of L1: a write to a tracked page, a device, or nothing."""
     v = vcpu.v
     l1_pa = v[F.GUEST_PHYSICAL_ADDRESS]
     if vcpu.machine.l1.host_pa(l1_pa) >= 0:
-        raise GuestStop(f"EPT violation in L1's RAM at {l1_pa:#x}")
+        _tracked(vcpu, l1_pa)
+        return
     if v[F.IDT_VECTORING_INFO] & X.VALID or v[F.EXIT_QUALIFICATION] & X.NMI_UNBLOCKED_BY_IRET:
         vcpu.reinject()
     if not _device(vcpu, l1_pa):
         vcpu.machine.mmu.map_l1(l1_pa, vcpu.machine.nothing_host_pa)
+
+
+def _tracked(vcpu: Vcpu, l1_pa: int) -> None:
+    """A write to a page that ept01 has read-only, since L0 follows what lies there: permitted this once."""
+    v, regs, mmu = vcpu.v, vcpu.regs, vcpu.machine.mmu
+    if not mmu.tracks(l1_pa):
+        raise GuestStop(f"EPT violation in L1's RAM at {l1_pa:#x}")
+    if v[F.IDT_VECTORING_INFO] & X.VALID or regs[S.ASSIST_KIND] != TRACKED_WRITE:
+        # Event delivery, or the accessed flag of a page-table entry: no single store of an instruction.
+        mmu.untrack(l1_pa)
+        vcpu.reinject()
+        _keep_replayed(vcpu)
+        return
+    mmu.tracked_write(l1_pa, regs[S.ASSIST_WIDTH], regs[S.ASSIST_DATA])
+    regs[S.ASSIST_DONE] = PERMIT
+
+
+def _keep_replayed(vcpu: Vcpu) -> None:
+    """In the middle of an instruction whose earlier accesses are done: keep those."""
+    if vcpu.regs[S.REPLAY_COUNT]:
+        vcpu.regs[S.ASSIST_DONE] = PERMIT
 
 
 def _device(vcpu: Vcpu, l1_pa: int) -> bool:
@@ -61,6 +84,9 @@ def violation_l2(vcpu: Vcpu) -> None:
     pa = v[F.GUEST_PHYSICAL_ADDRESS]
     c = vcpu.entered12
     machine = vcpu.machine
+    if c.ept02 is None and machine.l1.host_pa(pa) >= 0:
+        _tracked(vcpu, pa)
+        return
     what, value = machine.mmu.resolve(c, pa, qualification & ept.QUAL_ACCESS)
     if what is Resolve.REFLECT_VIOLATION:
         reflect_as(vcpu, ExitReason.EPT_VIOLATION, qualification & _KEPT | value << ept.QUAL_RIGHTS_SHIFT)
@@ -71,9 +97,7 @@ def violation_l2(vcpu: Vcpu) -> None:
     if v[F.IDT_VECTORING_INFO] & X.VALID or qualification & X.NMI_UNBLOCKED_BY_IRET:
         vcpu.reinject()
     if what is Resolve.MAPPED:
-        if vcpu.regs[S.REPLAY_COUNT]:
-            # In the middle of an instruction whose earlier accesses are done: keep those.
-            vcpu.regs[S.ASSIST_DONE] = PERFORM
+        _keep_replayed(vcpu)
         return
     if c.apic_access_l1_pa >= 0 and value & ~0xFFF == c.apic_access_l1_pa:
         # L1's APIC-access page is not RAM: what silicon compares with is a page that stands for it.

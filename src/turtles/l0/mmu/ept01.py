@@ -1,10 +1,12 @@
 """ept01: L1-physical to host-physical, built once from the board's RAM map with the largest pages that fit.
 
-What is not RAM stays unmapped, so that device accesses exit. It tracks no writes.
+What is not RAM stays unmapped, so that device accesses exit. Single pages can be made read-only, for which
+the large page round them is cut; whoever asks for that flushes silicon's TLBs (`tracking`).
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import Final
 
 from turtles.l0.mmu import ept
@@ -48,6 +50,25 @@ class Ept01:
                 table[index] = self._new_table() | ept.RIGHTS
             table = self._tables[table[index] & ept.ADDRESS]
         table[l1_pa >> ept.SHIFT[leaf_level] & 511] = entry
+
+    def set_writable(self, l1_pa: int, writable: bool) -> None:
+        """Gives a page of RAM its write right, or takes it; every large page on the way is cut first."""
+        table = self._tables[self._root]
+        for level in range(ept.TOP, 1, -1):
+            index = l1_pa >> ept.SHIFT[level] & 511
+            if ept.is_leaf(table[index], level):
+                table[index] = self._cut(table[index], level)
+            table = self._tables[table[index] & ept.ADDRESS]
+        index = l1_pa >> 12 & 511
+        table[index] = table[index] | ept.WRITE if writable else table[index] & ~ept.WRITE
+
+    def _cut(self, leaf: int, level: int) -> int:
+        """The entry of a table that maps what the large page `leaf` maps, with pages of the next size."""
+        host_pa = self._new_table()
+        entry = leaf & ~ept.LARGE if level == 2 else leaf
+        size = ept.SIZE[level - 1]
+        self._tables[host_pa][:] = array("Q", range(entry, entry + ept.ENTRIES * size, size))
+        return host_pa | ept.RIGHTS
 
     def map_page(self, l1_pa: int, host_pa: int) -> None:
         """Maps one page that is not RAM (something fetches or walks there, which no device answers)."""

@@ -35,6 +35,22 @@ class MemoryMode(Protocol):
         """Answers a fault of L2 at `pa` (an l2_pa with ept12, else an l1_pa)."""
         ...
 
+    def before_l2(self, c: Vmcs12) -> None:
+        """L1's VMLAUNCH or VMRESUME is about to enter L2."""
+        ...
+
+    def tracks(self, l1_pa: int) -> bool:
+        """Whether L1's writes to the page exit, because L0 follows what lies there."""
+        ...
+
+    def tracked_write(self, l1_pa: int, width: int, data: int) -> None:
+        """L1 is about to store `data` on such a page; the caller permits the store."""
+        ...
+
+    def untrack(self, l1_pa: int) -> None:
+        """The page becomes writable: a write there cannot be told beforehand."""
+        ...
+
     def map_l1(self, l1_pa: int, host_pa: int) -> None:
         """Maps a page of L1's device space to one of L0's, for fetches and walks that no device answers."""
         ...

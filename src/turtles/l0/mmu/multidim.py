@@ -6,13 +6,15 @@ The number of ept02s is bounded; the least recently used one goes when L1 brings
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from turtles.l0.mmu import ept
 from turtles.l0.mmu.ept01 import Ept01
-from turtles.l0.mmu.ept02 import Ept02, Resolution, Resolve
+from turtles.l0.mmu.ept02 import Ept02, Resolution, Resolve, Tactic
 from turtles.l0.mmu.ept12 import Ept12Walker
+from turtles.l0.mmu.tracking import WriteTracking
 from turtles.l0.outcome import GuestStop
 from turtles.l0.pool import PagePool, PoolExhausted
 from turtles.l0.ram import L1Memory
@@ -29,7 +31,12 @@ class MultiDimensional:
     name = "multidim"
 
     def __init__(
-        self, pool: PagePool, l1: L1Memory, walker: Ept12Walker, invalidate: Callable[[int], None]
+        self,
+        pool: PagePool,
+        l1: L1Memory,
+        walker: Ept12Walker,
+        invalidate: Callable[[int], None],
+        tactic: Tactic,
     ) -> None:
         self._pool = pool
         self._l1 = l1
@@ -37,6 +44,8 @@ class MultiDimensional:
         self._invalidate = invalidate
         self._ept01 = Ept01(pool, l1.regions)
         self.eptp01 = self._ept01.eptp
+        self._tactic = tactic
+        self._tracking = WriteTracking(self._ept01, invalidate)
         # By EPTP12's address and A/D flag; in order of use, the latest last.
         self._ept02s: dict[int, Ept02] = {}
 
@@ -59,9 +68,20 @@ class MultiDimensional:
     def _new(self, eptp12: int) -> Ept02:
         while True:
             try:
-                return Ept02(self._pool, self._l1, self._walker, eptp12, self._invalidate)
+                ept02 = Ept02(
+                    self._pool,
+                    self._l1,
+                    self._walker,
+                    eptp12,
+                    self._invalidate,
+                    self._tactic,
+                    self._tracking,
+                )
             except PoolExhausted:
                 self._release_oldest()
+            else:
+                self._tracking.settle()
+                return ept02
 
     def _release_oldest(self) -> None:
         if not self._ept02s:
@@ -73,13 +93,41 @@ class MultiDimensional:
         if c.ept02 is None:
             return Resolution(Resolve.DEVICE, pa)
         try:
-            return c.ept02.resolve(pa, access)
+            resolution = c.ept02.resolve(pa, access)
         except PoolExhausted:
             self._start_afresh(c)
-        try:
-            return c.ept02.resolve(pa, access)
-        except PoolExhausted:
-            raise GuestStop("the pool is too small for one translation of L2") from None
+            try:
+                resolution = c.ept02.resolve(pa, access)
+            except PoolExhausted:
+                raise GuestStop("the pool is too small for one translation of L2") from None
+        if resolution.what is Resolve.REFLECT_VIOLATION:
+            c.ept02.expected = pa
+        self._tracking.settle()
+        return resolution
+
+    def before_l2(self, c: Vmcs12) -> None:
+        """See MemoryMode."""
+        ept02 = c.ept02
+        if ept02 is None:
+            return
+        if not ept02.alive:
+            self.attach(c)
+        elif ept02.expected >= 0:
+            with contextlib.suppress(PoolExhausted):  # L2's own fault will make room
+                ept02.answer_expected()
+            self._tracking.settle()
+
+    def tracks(self, l1_pa: int) -> bool:
+        """See MemoryMode."""
+        return l1_pa in self._tracking
+
+    def tracked_write(self, l1_pa: int, width: int, data: int) -> None:
+        """See MemoryMode."""
+        self._tracking.written(l1_pa, width, data)
+
+    def untrack(self, l1_pa: int) -> None:
+        """See MemoryMode."""
+        self._tracking.give_up(l1_pa)
 
     def _start_afresh(self, c: Vmcs12) -> None:
         """Empties every ept02; each context attaches again before it is entered next."""

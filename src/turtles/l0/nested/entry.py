@@ -70,8 +70,8 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
         if written & F.WRITTEN_CONTROL_EVENT:
             for slot in rules.EVENT_COPIED:
                 v02[slot] = v[slot]
-    if c.ept02 is not None and not c.ept02.alive:
-        vcpu.machine.mmu.attach(c)
+    if c.ept02 is not None and (c.ept02.expected >= 0 or not c.ept02.alive):
+        vcpu.machine.mmu.before_l2(c)
 
     c.guest02[:] = c.guest12
     if not c.loads_debug:
