@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from tests.boots.machine import Boot, boot, kept
+from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.outcome import Ending
 from turtles.tools.demo import embedded_options
 
 
-def run(depth: int, clock: str = "virtual") -> Boot:
-    return boot(embedded_options(depth, clock, None), clock)
+def run(depth: int, clock: str = "virtual", tactic: Tactic = Tactic.INVEPT) -> Boot:
+    return boot(replace(embedded_options(depth, clock, None), ept12=tactic), clock)
 
 
 def counted_by(level: int, lines: list[str]) -> dict[str, int]:
@@ -62,6 +64,18 @@ def test_tower(depth: int, clock: str) -> None:
             # Whatever L1 is told of L3, it is told as L2's VMRESUME.
             assert found.exits[2, "VMLAUNCH", "L1"] == 1
             assert found.exits[2, "VMRESUME", "L1"] >= loops
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("tactic", [Tactic.EAGER, Tactic.UNSYNC])
+def test_however_ept02_follows_ept12_the_guests_say_the_same(depth: int, tactic: Tactic) -> None:
+    plain, tracked = run(depth), run(depth, tactic=tactic)
+    with kept(f"embedded-{depth}-{tactic.value}", plain, tracked):
+        assert tracked.outcome.ending is Ending.POWER_OFF, tracked.outcome
+        said = [re.sub(r"\d+", "N", line) for line in plain.lines]
+        assert [re.sub(r"\d+", "N", line) for line in tracked.lines] == said
+        # L1 wrote to ept12, and L0 saw it.
+        assert tracked.exits[1, "EPT_VIOLATION", "L0"] > plain.exits[1, "EPT_VIOLATION", "L0"]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
