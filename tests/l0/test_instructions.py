@@ -144,12 +144,38 @@ def test_pointer_errors(root: Rig, name: str, pointer: int, error: VmError) -> N
     assert root.vmx_result() == error
 
 
-def test_a_shadow_vmcs_cannot_be_loaded_without_the_feature(root: Rig) -> None:
+def test_a_shadow_vmcs_cannot_be_loaded_without_the_feature() -> None:
+    root = Rig(tactics=Tactics(shadow_vmcs=False, offer_shadow_vmcs=False))
+    root.enter_vmx()
+    assert not root.machine.l1_model.has("vmcs_shadowing")
+    load_shadow(root)
+    assert root.vmx_result() == "invalid"
+
+
+def load_shadow(root: Rig) -> None:
     root.put64(REGION, root.machine.revision | X.SHADOW_VMCS)
     root.put64(0x800, REGION)
     root.memory_operand(0x800)
     root.call("VMPTRLD")
+
+
+def test_a_shadow_vmcs_can_be_loaded_and_written_but_not_entered(root: Rig) -> None:
+    """SDM 25.10, 27.1: its contents are L1's page, VMLAUNCH of it is VMfailInvalid."""
+    load_shadow(root)
+    assert root.vmx_result() == "success"
+    vmwrite(root, E.GUEST_RIP, 0x1234)
+    assert root.machine.l1.load64(REGION + 8 * F.GUEST_RIP) == 0x1234
+    root.call("VMLAUNCH")
     assert root.vmx_result() == "invalid"
+    root.memory_operand(0x900)
+    root.call("VMPTRST")
+    assert root.machine.l1.load64(0x900) == REGION
+    root.memory_operand(0x800)
+    root.call("VMCLEAR")
+    assert root.vmx_result() == "success"
+    root.memory_operand(0x900)
+    root.call("VMPTRST")
+    assert root.machine.l1.load64(0x900) == X.NO_ADDRESS
 
 
 def test_vmptrst_stores_the_pointer(root: Rig) -> None:

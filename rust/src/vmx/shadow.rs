@@ -1,9 +1,10 @@
 //! VMREAD and VMWRITE under VMCS shadowing (SDM 26.1.3, 25.10, 31.3): the shadow VMCS is accessed without an exit.
 //!
-//! The shadow VMCS is the region that the VMCS link pointer names. What it belongs to is L0's matter.
+//! The shadow VMCS is the region that the VMCS link pointer names. What it belongs to is L0's matter; it may lie in
+//! RAM that guests can write too, so that it may hold anything, and code.
 
 use super::bits::secondary;
-use super::fields::{self, slot};
+use super::fields::{self, header, slot};
 use super::reasons::reason;
 use super::vmcs::VmcsPage;
 use crate::cpu::{Bits, Cpu};
@@ -37,7 +38,7 @@ impl Cpu {
             return Ok(None);
         };
         let value = shadow.get(usize::from(field.slot));
-        Ok(Some(if high { value >> 32 } else { value }))
+        Ok(Some(if high { value >> 32 } else { value & field.mask() }))
     }
 
     /// VMWRITE of `encoding`. `value` reads the source operand, after the checks that come before it. Sets
@@ -72,8 +73,9 @@ impl Cpu {
             value & field.mask()
         };
         if new != old {
-            shadow.set(at, new);
-            shadow.mark_written(field.group);
+            self.write_shadow(&shadow, at, new);
+            let written = shadow.get(header::WRITTEN) | 1 << field.group as u8;
+            self.write_shadow(&shadow, header::WRITTEN, written);
         }
         self.vm_succeed();
         Ok(())
@@ -85,6 +87,11 @@ impl Cpu {
             return true;
         }
         self.host_byte(bitmap.wrapping_add(encoding / 8)) >> (encoding % 8) & 1 != 0
+    }
+
+    /// Writes a slot of the shadow VMCS as the memory that it is.
+    fn write_shadow(&self, shadow: &VmcsPage, slot: usize, value: u64) {
+        self.memory.write(shadow.host_pa + 8 * slot as u64, value);
     }
 
     /// The region that the VMCS link pointer names, if any.
@@ -104,6 +111,6 @@ impl Cpu {
 
     fn vm_fail_valid(&mut self, shadow: &VmcsPage, error: u64) {
         self.state.rflags = self.state.rflags & !flag::STATUS | flag::ZF;
-        shadow.set(slot::VM_INSTRUCTION_ERROR, error);
+        self.write_shadow(shadow, slot::VM_INSTRUCTION_ERROR, error);
     }
 }

@@ -3,8 +3,6 @@
 //! Reads and writes are plain: a VMCS is used by one core at a time, and L0 touches it between runs only. It
 //! checks no values.
 
-use super::fields::header;
-
 /// Slots in a region.
 pub const SLOTS: usize = 512;
 
@@ -100,10 +98,5 @@ impl VmcsPage {
         }
         // SAFETY: within the region, by `new`; nobody writes it during the comparison.
         unsafe { std::slice::from_raw_parts(self.page.add(slot), other.len()) == other }
-    }
-
-    /// Notes in the written-mask that a field of `group` changed.
-    pub fn mark_written(&self, group: super::fields::Group) {
-        self.set(header::WRITTEN, self.get(header::WRITTEN) | 1 << group as u8);
     }
 }

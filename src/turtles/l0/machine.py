@@ -28,8 +28,8 @@ from turtles.l0.vcpu import Handler, Vcpu
 from turtles.silicon import Core, Memory, Model
 from turtles.silicon._silicon import REVISION
 
-# Features of silicon that L1 is not offered: what L0 does not nest, or what serves nobody below a hypervisor.
-NOT_FOR_L1: Final = ("vmcs_shadowing", "monitor")
+# Features of silicon that L1 is not offered: what serves nobody below a hypervisor.
+NOT_FOR_L1: Final = ("monitor",)
 
 # Memory modes, and what L1 is not offered in them. Without EPT of its own L1 shadows L2's page tables.
 MODES: Final[dict[str, tuple[str, ...]]] = {"multidim": (), "shadow-on-ept": ("ept",)}
@@ -73,13 +73,14 @@ class Machine:
         if mode not in MODES:
             raise GuestStop(f"there is no memory mode {mode!r} yet; there are: {', '.join(MODES)}")
         # What L1's processor offers: silicon's model less what L0 does not nest.
-        self.l1_model = l1_model(model, MODES[mode])
+        self.l1_model = l1_model(model, (*MODES[mode], *tactics.withheld()))
         self.cpuid = CpuidTable(self.l1_model)
         self.l1_has_vmx = self.l1_model.has("vmx")
         self.l1_misc = self.l1_model.vmx_msr(MSR_VMX_MISC) or 0 if self.l1_has_vmx else 0
         self.timer_shift = self.l1_misc & 31
         self.l1_ept_vpid = self.l1_model.vmx_msr(MSR_VMX_EPT_VPID) or 0 if self.l1_has_vmx else 0
         self.tactics = tactics
+        self.l1_has_shadowing = self.l1_model.has("vmcs_shadowing")
         self.shadows = tactics.shadow_vmcs and self.l1_has_vmx and model.has("vmcs_shadowing")
 
         try:

@@ -36,6 +36,10 @@ class Tactics:
     lazy_interrupts: bool = True
     """Pending interrupts and timers are looked at when something has changed. Off: before each entry."""
 
+    offer_shadow_vmcs: bool = True
+    """VMCS shadowing is offered to L1, whose guest hypervisors then read and write their VMCSs without an
+    exit. Off: L1's processor lacks it."""
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """As users write them: with a hyphen."""
@@ -45,6 +49,10 @@ class Tactics:
     def none(cls) -> Tactics:
         """Every one off."""
         return cls(**{field.name: False for field in fields(cls)})
+
+    def withheld(self) -> tuple[str, ...]:
+        """Features of silicon's that L1 is not offered on their account."""
+        return () if self.offer_shadow_vmcs else ("vmcs_shadowing",)
 
     def off(self) -> tuple[str, ...]:
         """The names of those that are off."""

@@ -14,12 +14,14 @@ from turtles.l0 import baseline
 from turtles.l0.exits.msr import tsc
 from turtles.l0.interrupts import delivery
 from turtles.l0.nested import entry, reflect
+from turtles.l0.nested.instructions import set_current
 from turtles.l0.nested.vpids import Vpids
 from turtles.l0.outcome import Ending, GuestStop, Outcome
 from turtles.l0.ports import EventQueue, LocalApic, StartState
 from turtles.l0.stats import REASONS, REFLECTED, Stats, reason_name
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01
+from turtles.l0.vmcs.shadow12 import Shadow12
 from turtles.l0.vmcs.vmcs12 import Vmcs12, Vmcs12Cache
 from turtles.silicon import Core, ExitReason, SiliconError, Vmcs
 from turtles.silicon import controls as C
@@ -70,6 +72,7 @@ class Vcpu:
         self.in_vmx = False
         self.vmxon_l1_pa = X.NO_ADDRESS
         self.current12: Vmcs12 | None = None
+        self.current_shadow: Shadow12 | None = None  # in place of `current12`, where L1 loaded a shadow VMCS
         self.vmcs12s = Vmcs12Cache(machine.memory, machine.pool, machine.l1, machine.revision)
         self.vpids = Vpids(lambda vpid: core_flush(machine, vpid))
         self.regs[S.FEATURE_CONTROL] = 5 if machine.l1_has_vmx else 1  # locked; VMXON outside SMX
@@ -129,7 +132,7 @@ class Vcpu:
             self.v01[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
         self.in_vmx = False
         self.vmxon_l1_pa = X.NO_ADDRESS
-        self.current12 = None
+        self.current12 = self.current_shadow = None
         self.vmcs12s.discard()
         self.v01[F.CR0_MASK] = vmcs01.CR0_OWNED
 
@@ -299,6 +302,10 @@ class Vcpu:
         """Silicon refused the VMCS: L1's fault for L2, an error of the run for L1."""
         if self.level == 2:
             entry.refused(self, self.entered12, raw)
+            return
+        if self.current_shadow is not None and self.v01[F.GUEST_VMCS_LINK_POINTER] != X.NO_ADDRESS:
+            # L1 wrote into its shadow VMCS by memory accesses: it is none any more.
+            set_current(self, None)
             return
         rule = self.core.broken_rule
         name = f"{rule.name} (SDM {rule.section}): {rule.text}" if rule else f"{raw:#x}"

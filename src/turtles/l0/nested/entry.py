@@ -65,8 +65,8 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
         if written & rules.WRITTEN_MERGE:
             vmcs02.merge(vcpu, c, written)
         v[F.WRITTEN] = 0
-        if written & F.WRITTEN_GUEST_OTHER:
-            c.link_fails = v[F.GUEST_VMCS_LINK_POINTER] != X.NO_ADDRESS and not _link_is_valid(vcpu, c)
+        if written & (F.WRITTEN_GUEST_OTHER | F.WRITTEN_CONTROLS):
+            _link(vcpu, c)
         if written & F.WRITTEN_CONTROL_EVENT:
             for slot in rules.EVENT_COPIED:
                 v02[slot] = v[slot]
@@ -80,7 +80,7 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
         v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
     if c.uses_msr_bitmap:
         vmcs02.merge_msr_bitmap(vcpu, c)
-    if c.link_fails:
+    if c.link_fails and not _link(vcpu, c):
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_LINK_POINTER)
         return
     if not c.uses_ept and not _load_pdptes(vcpu, c):
@@ -124,13 +124,27 @@ def refused(vcpu: Vcpu, c: Vmcs12, raw: int) -> None:
     reflect.failed_entry(vcpu, c, raw & 0xFFFF, c.v02[F.EXIT_QUALIFICATION])
 
 
-def _link_is_valid(vcpu: Vcpu, c: Vmcs12) -> bool:
-    """SDM 27.3.1.5, for an L1 without VMCS shadowing: aligned, in range, revision fits, not a shadow."""
+def _link(vcpu: Vcpu, c: Vmcs12) -> bool:
+    """vmcs02 shadows what vmcs12 links to; false where the link pointer fails the check (SDM 27.3.1.5).
+
+    Aligned, in range, another VMCS, the revision fits, a shadow VMCS exactly under VMCS shadowing. What L1
+    does to the revision later silicon sees at each entry.
+    """
     pointer = c.v[F.GUEST_VMCS_LINK_POINTER]
     machine = vcpu.machine
-    if pointer & 0xFFF or pointer >> machine.physical_bits or pointer == c.l1_pa:
-        return False
-    return machine.l1.load64(pointer) & 0xFFFF_FFFF == machine.revision
+    host_pa = X.NO_ADDRESS
+    c.link_fails = False
+    if pointer != X.NO_ADDRESS:
+        revision = machine.revision | (X.SHADOW_VMCS if c.shadows else 0)
+        c.link_fails = (
+            bool(pointer & 0xFFF or pointer >> machine.physical_bits)
+            or pointer == c.l1_pa
+            or machine.l1.load64(pointer) & 0xFFFF_FFFF != revision
+        )
+        if c.shadows and not c.link_fails:
+            host_pa = machine.l1.host_page(pointer)
+    c.v02[F.GUEST_VMCS_LINK_POINTER] = host_pa
+    return not c.link_fails
 
 
 def _load_pdptes(vcpu: Vcpu, c: Vmcs12) -> bool:

@@ -50,7 +50,7 @@ def fail_invalid(vcpu: Vcpu) -> None:
 
 def fail(vcpu: Vcpu, error: VmError) -> None:
     """VMfail: VMfailValid with the number in the current VMCS, VMfailInvalid where there is none."""
-    c = vcpu.current12
+    c = vcpu.current12 or vcpu.current_shadow
     if c is None:
         fail_invalid(vcpu)
         return

@@ -14,6 +14,7 @@ from turtles.l0.nested.errors import VmError, fail, fail_invalid, succeed
 from turtles.l0.nested.guest_memory import Faulted
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01, vmcs02
+from turtles.l0.vmcs.shadow12 import Shadow12
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
@@ -94,9 +95,13 @@ def _bad_address(vcpu: Vcpu, l1_pa: int) -> bool:
     return bool(l1_pa & 0xFFF or l1_pa >> vcpu.machine.physical_bits)
 
 
-def set_current(vcpu: Vcpu, c: Vmcs12 | None) -> None:
-    """Makes a vmcs12 current; with VMCS shadowing L1's VMREAD and VMWRITE go to it without an exit."""
-    vcpu.current12 = c
+def set_current(vcpu: Vcpu, c: Vmcs12 | Shadow12 | None) -> None:
+    """Makes a VMCS of L1's current; with VMCS shadowing L1's VMREAD and VMWRITE go to it without an exit."""
+    vcpu.current12 = vcpu.current_shadow = None
+    if isinstance(c, Shadow12):
+        vcpu.current_shadow = c
+    else:
+        vcpu.current12 = c
     if not vcpu.machine.shadows:
         return
     v01 = vcpu.v01
@@ -171,7 +176,8 @@ def vmclear(vcpu: Vcpu) -> None:
     l1_pa = _vmcs_pointer(vcpu, VmError.VMCLEAR_ADDRESS, VmError.VMCLEAR_VMXON_POINTER)
     if l1_pa is None:
         return
-    if vcpu.current12 is not None and vcpu.current12.l1_pa == l1_pa:
+    current = vcpu.current12 or vcpu.current_shadow
+    if current is not None and current.l1_pa == l1_pa:
         set_current(vcpu, None)
     vcpu.vmcs12s.clear(l1_pa)
     succeed(vcpu)
@@ -182,10 +188,17 @@ def vmptrld(vcpu: Vcpu) -> None:
     l1_pa = _vmcs_pointer(vcpu, VmError.VMPTRLD_ADDRESS, VmError.VMPTRLD_VMXON_POINTER)
     if l1_pa is None:
         return
-    # Bit 31, the shadow indicator, must be clear too: L1 is not offered VMCS shadowing.
-    if vcpu.machine.l1.load64(l1_pa) & 0xFFFF_FFFF != vcpu.machine.revision:
-        fail(vcpu, VmError.VMPTRLD_REVISION)
-        return
+    machine = vcpu.machine
+    revision = machine.l1.load64(l1_pa) & 0xFFFF_FFFF
+    # Bit 31, the shadow indicator, must be clear unless L1 is offered VMCS shadowing.
+    if revision != machine.revision:
+        if revision != machine.revision | X.SHADOW_VMCS or not machine.l1_has_shadowing:
+            fail(vcpu, VmError.VMPTRLD_REVISION)
+            return
+        if l1_pa not in vcpu.vmcs12s:  # what L1 changes of an active VMCS counts for nothing
+            set_current(vcpu, Shadow12(machine.memory, l1_pa, machine.l1.host_page(l1_pa)))
+            succeed(vcpu)
+            return
     c = vcpu.vmcs12s.load(l1_pa)
     if not c.v02[F.REVISION]:
         vmcs02.prepare(vcpu, c)
@@ -197,7 +210,7 @@ def vmptrst(vcpu: Vcpu) -> None:
     """VMPTRST."""
     if not permitted(vcpu):
         return
-    c = vcpu.current12
+    c = vcpu.current12 or vcpu.current_shadow
     value = X.NO_ADDRESS if c is None else c.l1_pa
     try:
         linear = guest.operand_address(vcpu, vcpu.v[F.EXIT_INSTRUCTION_INFO], 8, True)
@@ -211,7 +224,7 @@ def vmread(vcpu: Vcpu) -> None:
     """VMREAD that shadowing did not answer."""
     if not permitted(vcpu):
         return
-    c = vcpu.current12
+    c = vcpu.current12 or vcpu.current_shadow
     if c is None:
         fail_invalid(vcpu)
         return
@@ -239,7 +252,7 @@ def vmwrite(vcpu: Vcpu) -> None:
     """VMWRITE that shadowing did not take."""
     if not permitted(vcpu):
         return
-    c = vcpu.current12
+    c = vcpu.current12 or vcpu.current_shadow
     if c is None:
         fail_invalid(vcpu)
         return

@@ -72,10 +72,12 @@ SECONDARY_FROM_12: Final = (
     | C.SECONDARY_APIC_REGISTER
     | C.SECONDARY_VIRTUAL_INTERRUPT
     | C.SECONDARY_INVPCID
+    | C.SECONDARY_VMCS_SHADOWING
     | C.SECONDARY_XSAVES
     | C.SECONDARY_TSC_SCALING
 )
-# PML and VMCS shadowing appear in neither set: they are never inherited.
+# PML appears in neither set: it is never inherited. VMCS shadowing of vmcs01 is L0's own and serves L1; that
+# of vmcs12 is L1's and serves L2.
 
 # Controls that go to vmcs02 as vmcs12 has them.
 CONTROLS_COPIED: Final = (

@@ -99,6 +99,13 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     else:
         c.apic_access_l1_pa = -1
 
+    c.shadows = bool(secondary12 & C.SECONDARY_VMCS_SHADOWING)
+    if c.shadows:
+        # L1's own pages: L0 has nothing to add to them. What is not RAM reads as ones, so that all exits.
+        for slot in (F.VMREAD_BITMAP, F.VMWRITE_BITMAP):
+            host_pa = l1.host_page(v[slot])
+            v02[slot] = vcpu.machine.nothing_host_pa if host_pa < 0 else host_pa
+
     v02[F.PIN_CONTROLS] = rules.merge_pin(v01[F.PIN_CONTROLS], pin12)
     v02[F.PRIMARY_CONTROLS] = primary02
     v02[F.SECONDARY_CONTROLS] = secondary02

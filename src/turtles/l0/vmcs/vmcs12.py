@@ -60,6 +60,7 @@ class Vmcs12:
         "loads_debug",
         "pin12",
         "region",
+        "shadows",
         "uses_ept",
         "uses_msr_bitmap",
         "uses_timer",
@@ -96,6 +97,7 @@ class Vmcs12:
         self.host_efer = 0
         self.host_pat = 0
         self.link_fails = False
+        self.shadows = False
         self.uses_ept = False
         self.uses_timer = False
         self.uses_vpid = False
@@ -167,6 +169,9 @@ class Vmcs12Cache:
             for host_pa in c.pages():
                 self._pool.free(host_pa)
         self._cached.clear()
+
+    def __contains__(self, l1_pa: int) -> bool:
+        return l1_pa in self._cached
 
     def __len__(self) -> int:
         return len(self._cached)

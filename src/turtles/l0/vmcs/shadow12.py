@@ -1,0 +1,30 @@
+"""A shadow VMCS of L1's (SDM 25.10): what L1's guest reads and writes by VMREAD and VMWRITE without an exit.
+
+It is never copied. The format of a VMCS region is L0's to choose, and L0 chose silicon's: L1's own page
+serves silicon as the shadow VMCS of vmcs01 while it is L1's current VMCS, and as that of vmcs02 while a
+vmcs12 links to it. VMPTRLD and VMCLEAR, which L1 executes for each exit of the third level, move no contents.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turtles.silicon import Memory
+
+
+class Shadow12:
+    """The region at `l1_pa`. Its slots go through `Memory`: it is L1's RAM, and may hold anything."""
+
+    __slots__ = ("_memory", "host_pa", "l1_pa", "v")
+
+    def __init__(self, memory: Memory, l1_pa: int, host_pa: int) -> None:
+        self._memory: Final = memory
+        self.l1_pa: Final = l1_pa
+        self.host_pa: Final = host_pa
+        self.v: Final = self  # as a `Vmcs12` has its slots
+
+    def __getitem__(self, slot: int) -> int:
+        return self._memory.load(self.host_pa + 8 * slot, 8)
+
+    def __setitem__(self, slot: int, value: int) -> None:
+        self._memory.store(self.host_pa + 8 * slot, 8, value)
