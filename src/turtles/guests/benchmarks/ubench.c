@@ -1,7 +1,7 @@
 /*
  * Micro-benchmarks that run natively and at every level: `ubench run SCALE [ROW...]` prints a line
  * "BENCH ROW OPERATIONS NANOSECONDS_PER_OPERATION" for each. `ubench time NAME COMMAND...` times a program,
- * `ubench clock` prints CLOCK_MONOTONIC. Times are the guest's own: whoever reads them compares the clocks.
+ * `ubench mark NAME` says "BENCH begin.NAME 1 0" and waits until that has gone, `ubench clock` prints CLOCK_MONOTONIC. Times are the guest's own: whoever reads them compares the clocks.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -289,15 +290,26 @@ static int time_program(char **arguments) {
     return 0;
 }
 
+/* What a console has been given is on its way through every level below for a while. */
+static int mark(const char *name) {
+    printf("BENCH begin.%s 1 0\n", name);
+    fflush(stdout);
+    tcdrain(1);
+    usleep(100000);
+    return 0;
+}
+
 int main(int count, char **arguments) {
     if (count == 2 && strcmp(arguments[1], "clock") == 0) {
         printf("BENCH clock 1 %llu\n", (unsigned long long)now());
         return 0;
     }
+    if (count == 3 && strcmp(arguments[1], "mark") == 0)
+        return mark(arguments[2]);
     if (count >= 4 && strcmp(arguments[1], "time") == 0)
         return time_program(arguments + 2);
     if (count >= 3 && strcmp(arguments[1], "run") == 0 && atof(arguments[2]) > 0)
         return run(atof(arguments[2]), arguments + 3);
-    fputs("usage: ubench run SCALE [ROW...] | ubench time NAME COMMAND... | ubench clock\n", stderr);
+    fputs("usage: ubench run SCALE [ROW...] | ubench time NAME COMMAND... | ubench mark NAME | ubench clock\n", stderr);
     return 2;
 }
