@@ -120,6 +120,21 @@ fn iretq() {
     assert_eq!((m.rsp(), m.rflags(), m.cpu.cpl()), (0x4440, 2 | flag::IF | flag::IOPL, 3));
 }
 
+/// FS as a nested hypervisor leaves it: null, but usable with a DPL of 0. The return makes it unusable; its base is
+/// that of the thread it returns to.
+#[test]
+fn iretq_keeps_bases() {
+    let mut m = Machine::long(0);
+    m.write_bytes(0x5000, END);
+    m.cpu.state.seg[seg::FS].selector = 0;
+    m.cpu.state.seg[seg::FS].access = 0xc093;
+    m.cpu.state.seg[seg::FS].base = 0x7f12_3456_7000;
+    push64(&mut m, &[u64::from(sel::DATA3), 0x4440, 2, u64::from(sel::CODE64_3), 0x5000]);
+    assert_eq!(m.run(IRETQ), Out::Exit(reason::VMCALL, 0x5000));
+    let fs = m.cpu.state.seg[seg::FS];
+    assert_eq!((fs.access, fs.base), (1 << 16, 0x7f12_3456_7000));
+}
+
 /// Faults of IRETQ come before anything changes, at the CPL that executes it.
 #[test]
 fn iretq_faults() {

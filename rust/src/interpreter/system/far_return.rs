@@ -253,7 +253,8 @@ impl Cpu {
                 let conforming = access::CODE | access::DOWN_CONFORMING;
                 let dpl = (segment.access >> 5 & 3) as u8;
                 if segment.access & access::UNUSABLE == 0 && segment.access & conforming != conforming && dpl < rpl {
-                    *segment = Segment { access: access::UNUSABLE, ..Segment::default() };
+                    // The base stays: nested hypervisors leave FS null but usable, with a base that must survive.
+                    *segment = Segment { access: access::UNUSABLE, base: segment.base, ..Segment::default() };
                 }
             }
         }
