@@ -126,6 +126,7 @@ def main() -> None:
 )
 @click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
 @click.option("--trace", metavar="FILE", help="Record every exit; `turtles trace FILE` shows it.")
+@click.option("--marks", metavar="FILE", help="Write each console line with the counters at that moment.")
 @click.option("--gdb", metavar="[ADDR:]PORT", help="Debugger stub (not yet).")
 def run(
     kernel: str,
@@ -146,6 +147,7 @@ def run(
     timeout: float | None,
     stats: str | None,
     trace: str | None,
+    marks: str | None,
     gdb: str | None,
 ) -> None:
     """Run a guest with its serial console in this terminal.
@@ -185,6 +187,7 @@ def run(
         timeout,
         stats,
         trace,
+        marks,
     )
     raise SystemExit(run_guest(options))
 

@@ -74,6 +74,7 @@ class RunOptions:
     timeout: float | None = None
     stats: str | None = None
     trace: str | None = None
+    marks: str | None = None
 
 
 class MemorySize(click.ParamType[int]):

@@ -21,6 +21,7 @@ import click
 from turtles.l0.outcome import TIMEOUT, Ending, Outcome
 from turtles.l0.stats import Level, Row
 from turtles.tools.machine import Result, Rig, open_output
+from turtles.tools.marks import MarkWriter
 from turtles.tools.options import Failure, RunOptions
 from turtles.tools.statistics import RunFigures, as_json
 from turtles.tools.terminal import (
@@ -202,18 +203,33 @@ def void(value: object) -> None:
     """For sinks: what a write returns is of no interest."""
 
 
+def both(first: Callable[[bytes], None], second: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """A sink that feeds two."""
+
+    def feed(data: bytes) -> None:
+        first(data)
+        second(data)
+
+    return feed
+
+
 def run_guest(options: RunOptions) -> int:
     """Run a guest to its end; the exit status of the program."""
     with contextlib.ExitStack() as stack:
         if options.stats is not None:
             open_output(options.stats, "--stats").close()
-        sink = serial_sink(options.serial, stack)
-        finished = drive(
-            options,
-            sink,
-            keyboard=options.serial == "stdio",
-            started=lambda rig: click.echo(header(rig), err=True),
-        )
+        console = serial_sink(options.serial, stack)
+        marks = None
+        if options.marks is not None:
+            marks = MarkWriter(stack.enter_context(open_output(options.marks, "--marks")))
+            console = both(console, marks.feed)
+
+        def started(rig: Rig) -> None:
+            if marks is not None:
+                marks.rig = rig
+            click.echo(header(rig), err=True)
+
+        finished = drive(options, console, keyboard=options.serial == "stdio", started=started)
         if options.stats is not None:
             write_statistics(finished, options.stats)
     if options.clock == "virtual":

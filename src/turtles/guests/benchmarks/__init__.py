@@ -44,7 +44,7 @@ PROGRAMS: Final = (
 SOURCES: Final = ("newlib/libm/math/", "newlib/libm/common/", "newlib/libc/include/")
 """What of newlib's tree `build.mk` compiles: a directory, and the headers that it includes."""
 CONFIGURED: Final = {"newlib.hin": "newlib.h", "_newlib_version.hin": "_newlib_version.h"}
-# The loader and the C library belong together: natively it is the host's own loader, so the host's own library.
+# The loader and the C library belong together: on the host both are the host's own.
 HOST_LIBRARIES: Final = ("ld-linux*", "libc.so*", "libm.so*", "libdl.so*", "libpthread.so*", "librt.so*")
 TREES: Final = ("usr/lib/gcc/x86_64-linux-gnu/*", "usr/lib/python3.[0-9]*", "usr/include")
 LEFT_OUT: Final = (
