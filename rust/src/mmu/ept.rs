@@ -78,14 +78,24 @@ fn misconfigured(entry: u64, level: u32, leaf: bool, support: Support) -> bool {
     matches!(memory_type, 2 | 3 | 7) || entry & reserved_low != 0
 }
 
+/// What the entries above a page say of its 2-MiB region: a guest-physical paging-structure-cache entry, or all of
+/// the mapping where that is as large (SDM 29.4.2).
+#[derive(Clone, Copy)]
+enum Upper {
+    /// The EPT page table, and what the entries above it allow.
+    Table(u64, u8),
+    /// Host-physical address of the region, and what may be done to it without another walk.
+    Large(u64, u8),
+}
+
 /// Walks the tables of `eptp` for `gpa`; `need` is what the access needs (bits of [`READ`], …).
-fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Result<Hit, Miss> {
+fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Result<(Hit, Upper), Miss> {
     'retry: loop {
         let mut table = eptp & ADDRESS_MASK;
         let mut allowed = READ | WRITE | EXECUTE;
         let mut path = [(0u64, 0u64); 4];
         let mut level = 4u32;
-        let (leaf, host_page) = loop {
+        let (leaf, host_page, above) = loop {
             let shift = 3 + 9 * level;
             let pa = table + (gpa >> shift & 511) * 8;
             let entry: u64 = memory.read(pa);
@@ -97,10 +107,11 @@ fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Res
             if misconfigured(entry, level, leaf, support) {
                 return Err(Miss::Misconfiguration);
             }
+            let above = allowed;
             allowed &= (entry & 7) as u8;
             if leaf {
                 let within = (1u64 << shift) - 1;
-                break (level as usize - 1, (entry & ADDRESS_MASK & !within) | (gpa & within & !0xfff));
+                break (level as usize - 1, (entry & ADDRESS_MASK & !within) | (gpa & within & !0xfff), above);
             }
             table = entry & ADDRESS_MASK;
             level -= 1;
@@ -120,11 +131,35 @@ fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Res
                 allowed &= !WRITE; // a later write has to come back for the dirty flag
             }
         }
-        return Ok(Hit { host_page, allowed });
+        let region = host_page & !0x1f_ffff;
+        let upper = if leaf == 0 { Upper::Table(table, above) } else { Upper::Large(region, allowed) };
+        return Ok((Hit { host_page, allowed }, upper));
     }
 }
 
+/// The walk from the page table on. `None`: the whole walk has to find what is the matter, or flags to set.
+#[inline]
+fn walk_page(memory: &Memory, table: u64, above: u8, ad: bool, gpa: u64, need: u8, support: Support) -> Option<Hit> {
+    let entry: u64 = memory.read(table + (gpa >> 12 & 511) * 8);
+    let mut allowed = (entry & 7) as u8 & above;
+    if need & !allowed != 0 || misconfigured(entry, 1, true, support) {
+        return None;
+    }
+    if ad {
+        if entry & ACCESSED == 0 || need & WRITE != 0 && entry & DIRTY == 0 {
+            return None;
+        }
+        if entry & DIRTY == 0 {
+            allowed &= !WRITE;
+        }
+    }
+    Some(Hit { host_page: entry & ADDRESS_MASK, allowed })
+}
+
 const CACHE: usize = 4096;
+const REGIONS: usize = 512;
+/// In the value of a region: it is an EPT page table's address.
+const TABLE: u64 = 8;
 const IDS: u64 = 0xfff;
 
 #[derive(Clone, Copy)]
@@ -138,6 +173,9 @@ struct Cached {
 /// Guest-physical mappings (SDM 29.4.1), direct-mapped, tagged by EPT pointer.
 pub struct EptCache {
     entries: Box<[Cached]>,
+    /// What is known of 2-MiB regions: the host-physical address of the region, or with [`TABLE`] that of its EPT page
+    /// table; and what the entries on the way there allow.
+    regions: Box<[Cached]>,
     /// EPT pointers in use and their numbers.
     numbers: Vec<(u64, u64)>,
     last_number: u64,
@@ -151,6 +189,7 @@ impl Default for EptCache {
     fn default() -> Self {
         Self {
             entries: vec![Cached { tag: !0, value: 0 }; CACHE].into_boxed_slice(),
+            regions: vec![Cached { tag: !0, value: 0 }; REGIONS].into_boxed_slice(),
             numbers: Vec::new(),
             last_number: 0,
             support: Support::default(),
@@ -177,6 +216,7 @@ impl EptCache {
     fn new_number(&mut self, eptp: u64) -> u64 {
         if self.last_number == IDS {
             self.entries.fill(Cached { tag: !0, value: 0 });
+            self.regions.fill(Cached { tag: !0, value: 0 });
             self.numbers.clear();
             self.last_number = 0;
         }
@@ -198,25 +238,76 @@ impl EptCache {
         ((gpa >> 12) ^ (self.number << 5)) as usize & (CACHE - 1)
     }
 
+    fn region(&self, gpa: u64) -> usize {
+        ((gpa >> 21) ^ (self.number << 5)) as usize & (REGIONS - 1)
+    }
+
     /// Translates a guest-physical address for an access that needs `need`. Without EPT it is the host's.
     #[inline]
     pub fn translate(&mut self, memory: &Memory, gpa: u64, need: u8) -> Result<Hit, Miss> {
         if self.eptp == 0 {
             return Ok(Hit { host_page: gpa & !0xfff, allowed: READ | WRITE | EXECUTE });
         }
+        let region = self.region(gpa);
+        let upper = self.regions[region];
+        let known = upper.tag == (gpa & !0x1f_ffff) | self.number;
+        if known && upper.value & TABLE == 0 && need & !(upper.value as u8) == 0 {
+            let host_page = upper.value & !0xfff | gpa & 0x1f_f000;
+            return Ok(Hit { host_page, allowed: upper.value as u8 & 7 });
+        }
         let slot = self.slot(gpa);
         let cached = self.entries[slot];
-        if cached.tag == (gpa & !0xfff) | self.number && need & !(cached.value as u8) == 0 {
+        let tag = (gpa & !0xfff) | self.number;
+        if cached.tag == tag && need & !(cached.value as u8) == 0 {
             return Ok(Hit { host_page: cached.value & !0xfff, allowed: cached.value as u8 & 7 });
         }
-        let result = walk(memory, self.eptp, gpa, need, self.support);
-        self.entries[slot] = match result {
-            Ok(hit) => Cached { tag: (gpa & !0xfff) | self.number, value: hit.host_page | u64::from(hit.allowed) },
-            // A violation drops what is cached of the address (SDM 29.4.3.1).
-            Err(_) if cached.tag == (gpa & !0xfff) | self.number => Cached { tag: !0, value: 0 },
-            Err(_) => cached,
-        };
-        result
+        if known && upper.value & TABLE != 0 {
+            let above = upper.value as u8 & 7;
+            let ad = self.walks_write();
+            if let Some(hit) = walk_page(memory, upper.value & !0xfff, above, ad, gpa, need, self.support) {
+                self.entries[slot] = Cached { tag, value: hit.host_page | u64::from(hit.allowed) };
+                return Ok(hit);
+            }
+        }
+        self.walk(memory, gpa, need)
+    }
+
+    /// The whole walk. A violation drops what is cached of the address (SDM 29.4.3.1).
+    #[cold]
+    #[inline(never)]
+    fn walk(&mut self, memory: &Memory, gpa: u64, need: u8) -> Result<Hit, Miss> {
+        let (slot, region) = (self.slot(gpa), self.region(gpa));
+        let (tag, region_tag) = ((gpa & !0xfff) | self.number, (gpa & !0x1f_ffff) | self.number);
+        match walk(memory, self.eptp, gpa, need, self.support) {
+            Ok((hit, upper)) => {
+                let value = match upper {
+                    Upper::Table(table, above) => {
+                        self.entries[slot] = Cached { tag, value: hit.host_page | u64::from(hit.allowed) };
+                        table | TABLE | u64::from(above)
+                    }
+                    Upper::Large(base, allowed) => {
+                        // The region is looked at first, but another may take its place.
+                        self.drop_page(slot, tag);
+                        base | u64::from(allowed)
+                    }
+                };
+                self.regions[region] = Cached { tag: region_tag, value };
+                Ok(hit)
+            }
+            Err(miss) => {
+                self.drop_page(slot, tag);
+                if self.regions[region].tag == region_tag {
+                    self.regions[region].tag = !0;
+                }
+                Err(miss)
+            }
+        }
+    }
+
+    fn drop_page(&mut self, slot: usize, tag: u64) {
+        if self.entries[slot].tag == tag {
+            self.entries[slot].tag = !0;
+        }
     }
 
     /// Are accesses to guest paging structures writes, as far as EPT is concerned (SDM 29.3.3.2)?
@@ -229,6 +320,10 @@ impl EptCache {
 mod tests {
     use super::*;
     use crate::memory::PAGE;
+
+    fn walk(memory: &Memory, eptp: u64, gpa: u64, need: u8, support: Support) -> Result<Hit, Miss> {
+        super::walk(memory, eptp, gpa, need, support).map(|(hit, _)| hit)
+    }
 
     const EPTP: u64 = 0x1e; // write-back, four levels, tables from address 0
 
@@ -331,5 +426,40 @@ mod tests {
         assert!(cache.translate(&memory, 0, WRITE).is_err());
         memory.write(3 * PAGE, 0x7000u64 | 0x30 | 1);
         assert_eq!(cache.translate(&memory, 0, READ).unwrap().host_page, 0x7000, "dropped by the violation");
+    }
+
+    #[test]
+    fn upper_levels_live_until_invalidated_and_never_hide_what_a_page_says() {
+        let memory = memory_with(1, 0x5000 | 0x30 | 7);
+        let page = |n: u64, entry: u64| memory.write(3 * PAGE + 8 * n, entry);
+        let mut cache = EptCache::default();
+        cache.select(EPTP | EPTP_AD);
+        assert!(cache.translate(&memory, 0, READ).is_ok());
+        // From now on only the page table is read: the page directory leads nowhere.
+        let directory: u64 = memory.read(2 * PAGE);
+        memory.write(2 * PAGE, 0u64);
+        page(1, 0x6000 | ACCESSED | 0x30 | 7);
+        assert_eq!(cache.translate(&memory, 0x1000, READ), Ok(Hit { host_page: 0x6000, allowed: READ | EXECUTE }));
+        assert!(cache.translate(&memory, 0x2000, READ).is_err(), "what is not present is looked for from the top");
+        memory.write(2 * PAGE, directory);
+        page(2, 0x7000 | 0x30 | 7);
+        assert!(cache.translate(&memory, 0x2000, READ).is_ok());
+        assert_eq!(memory.read::<u64>(3 * PAGE + 16) & ACCESSED, ACCESSED, "flags are set by the whole walk");
+        page(3, 0x8000 | ACCESSED | DIRTY | 0x18 | 7);
+        assert_eq!(cache.translate(&memory, 0x3000, READ), Err(Miss::Misconfiguration));
+    }
+
+    #[test]
+    fn a_large_mapping_serves_its_region() {
+        let memory = memory_with(2, 0x4000_0000 | 0x30 | LARGE | 3);
+        let mut cache = EptCache::default();
+        cache.select(EPTP);
+        assert!(cache.translate(&memory, 0, READ).is_ok());
+        memory.write(2 * PAGE, 0u64);
+        let hit = Hit { host_page: 0x401f_f000, allowed: READ | WRITE };
+        assert_eq!(cache.translate(&memory, 0x1f_f123, WRITE), Ok(hit));
+        assert!(cache.translate(&memory, 0x20_0000, READ).is_err(), "the next region");
+        assert!(cache.translate(&memory, 0, EXECUTE).is_err());
+        assert!(cache.translate(&memory, 0, READ).is_err(), "dropped by the violation");
     }
 }
