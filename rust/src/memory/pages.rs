@@ -183,13 +183,14 @@ impl Pages {
         granted.is_ok_and(|seen| seen & CODE == 0)
     }
 
-    /// Pages of `[0, limit)` with the dirty flag, which is cleared; the caller then shoots down writes.
+    /// Pages of `[0, limit)` with the dirty flag, which is cleared; the caller then shoots down writes. WRITABLE
+    /// stays: until then TLBs do let writes pass, and who decodes the page meanwhile has to shoot it down.
     pub(crate) fn take_dirty(&self, limit: u64) -> Vec<u64> {
         let pages = ((limit / PAGE) as usize).min(self.count);
         let mut dirty = Vec::new();
         for page in 0..pages {
             if self.flag(page).load(Ordering::Relaxed) & DIRTY != 0 {
-                self.flag(page).fetch_and(!(DIRTY | WRITABLE), Ordering::SeqCst);
+                self.flag(page).fetch_and(!DIRTY, Ordering::SeqCst);
                 dirty.push(page as u64);
             }
         }
@@ -234,6 +235,17 @@ mod tests {
         assert_eq!(pages.mark_code(0, 1), (0, true));
         pages.write_protected(0);
         assert!(!pages.allow_write(0));
+    }
+
+    #[test]
+    fn taking_dirty_pages_does_not_hide_writers_from_decoders() {
+        let pages = Pages::new(2).unwrap();
+        assert!(pages.allow_write(0));
+        assert_eq!(pages.take_dirty(2 * PAGE), [0]);
+        assert!(pages.mark_code(0, 1).1, "the shootdown of dirty pages may still be under way");
+        pages.write_protected(0);
+        assert!(!pages.allow_write(0));
+        assert_eq!(pages.take_dirty(2 * PAGE), [0], "a write that is made the slow way");
     }
 
     #[test]
