@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ def test_told_apart_by_content(tmp_path: Path) -> None:
     state = load_kernel(str(multiboot), [f"{initrd} with arguments"], "line", PLATFORM)
     assert "Multiboot ELF32" in state.what
     assert any(f"{initrd} with arguments".encode() in w.data for w in state.memory)
+
+
+def test_compressed(tmp_path: Path) -> None:
+    file = tmp_path / "k.gz"
+    packed = gzip.compress(multiboot_kernel())
+    file.write_bytes(packed)
+    assert "Multiboot ELF32" in load_kernel(str(file), [], "", PLATFORM).what
+    file.write_bytes(packed[:-9])
+    with pytest.raises(GuestError, match="truncated"):
+        load_kernel(str(file), [], "", PLATFORM)
+    file.write_bytes(packed[:20] + b"\xff" * 20 + packed[40:])
+    with pytest.raises(GuestError, match="damaged"):
+        load_kernel(str(file), [], "", PLATFORM)
 
 
 def test_elf_without_multiboot(tmp_path: Path) -> None:

@@ -5,20 +5,26 @@ Reads the files, so that loaders see bytes only. Not here: how each protocol lay
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from typing import Final
 
 from turtles.guests.elf import is_elf
 from turtles.guests.linux import is_bzimage, load_linux
 from turtles.guests.multiboot import Module, find_header, load_multiboot
 from turtles.guests.state import GuestError, InitialState, MemoryWrite, Platform, read_file
 
+GZIP: Final = b"\x1f\x8b\x08"
+MAX_UNPACKED: Final = 1 << 30
+
 
 def load_kernel(path: str, initrds: Sequence[str], command_line: str, platform: Platform) -> InitialState:
     """Load a Linux bzImage or a Multiboot kernel; for the latter an initrd is `FILE[ arguments]`.
 
-    With Multiboot, as QEMU does, each initrd is a module whose command line is its path and arguments.
+    A file compressed with gzip is unpacked first. With Multiboot, as QEMU does,
+    each initrd is a module whose command line is its path and arguments.
     """
-    image = read_file(path, "kernel")
+    image = _unpacked(path, read_file(path, "kernel"))
     if is_bzimage(image):
         archives = [read_file(name, "initrd") for name in initrds]
         state = load_linux(image, platform, command_line, archives)
@@ -32,6 +38,20 @@ def load_kernel(path: str, initrds: Sequence[str], command_line: str, platform: 
         raise GuestError(f"kernel {path}: neither a Linux bzImage nor a Multiboot kernel")
     _check_overlap(state.memory)
     return state
+
+
+def _unpacked(path: str, data: bytes) -> bytes:
+    """As boot loaders do: a kernel may be compressed as a whole (Xen's is)."""
+    if not data.startswith(GZIP):
+        return data
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        image = unpacker.decompress(data, MAX_UNPACKED)
+    except zlib.error as e:
+        raise GuestError(f"kernel {path}: damaged gzip file ({e})") from None
+    if not unpacker.eof:
+        raise GuestError(f"kernel {path}: gzip file is truncated, or larger than 1 GiB unpacked")
+    return image
 
 
 def _check_overlap(writes: Sequence[MemoryWrite]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turtles.l0.vmcs import bits as X
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 def hlt(vcpu: Vcpu) -> None:
     """HLT of L1, or of an L2 that L1 lets halt by itself; L1 then sees the activity state if L2 is left."""
     vcpu.advance()
+    v = vcpu.v
     if vcpu.level == 2:
-        vcpu.v[F.GUEST_ACTIVITY] = C.ACTIVITY_HLT
-    vcpu.halted = True
-    vcpu.attention = True
+        # Whether something ends the sleep at once, a window of L1's say, is for the processor to find out.
+        v[F.GUEST_ACTIVITY] = C.ACTIVITY_HLT
+        vcpu.core.kick()
+    elif not v[F.GUEST_PENDING_DEBUG] & X.PENDING_SINGLE_STEP:  # that trap wakes it
+        vcpu.halted = True
+        vcpu.attention = True

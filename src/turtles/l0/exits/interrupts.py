@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
 
@@ -12,6 +15,8 @@ def external_interrupt(vcpu: Vcpu) -> None:
     """Timers that are due and what other threads posted; then a look at what they made pending."""
     vcpu.events.run(vcpu.core.now())
     vcpu.attention = True
+    if vcpu.v[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE:
+        vcpu.halted = True  # an L2 that sleeps: in `Vcpu`, without the GIL
 
 
 def window(vcpu: Vcpu) -> None:

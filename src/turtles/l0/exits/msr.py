@@ -22,6 +22,7 @@ APIC_BASE: Final = 0x1B
 TSC_ADJUST: Final = 0x3B
 VMX_FIRST: Final = 0x480
 VMX_LAST: Final = 0x493
+PAT: Final = 0x277
 TSC_DEADLINE: Final = 0x6E0
 X2APIC_FIRST: Final = 0x800
 X2APIC_LAST: Final = 0x8FF
@@ -35,7 +36,7 @@ IN_CORE: Final = {
     TSC_ADJUST: S.TSC_ADJUST,
     0x48: S.SPEC_CTRL,
     0x1A0: S.MISC_ENABLE,
-    0x277: S.PAT,
+    PAT: S.PAT,
     0x2FF: S.MTRR_DEF_TYPE,
     0xDA0: S.XSS,
     EFER: S.EFER,
@@ -150,6 +151,8 @@ def write(vcpu: Vcpu, msr: int, value: int) -> bool:
         return not value & ~1
     if value & ~_BITS.get(msr, M64) or (msr in _CANONICAL and value >> 47 not in (0, 0x1FFFF)):
         return False
+    if msr == PAT and not _pat_valid(value):
+        return False
     slot = IN_CORE.get(msr)
     if slot is not None:
         if msr == EFER:
@@ -163,6 +166,11 @@ def write(vcpu: Vcpu, msr: int, value: int) -> bool:
         return False
     vcpu.v[field] = value
     return True
+
+
+def _pat_valid(value: int) -> bool:
+    """Eight memory types (SDM table 12-10)."""
+    return all(entry in (0, 1, 4, 5, 6, 7) for entry in value.to_bytes(8, "little"))
 
 
 def _write_efer(vcpu: Vcpu, value: int) -> bool:

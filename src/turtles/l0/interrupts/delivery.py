@@ -13,6 +13,7 @@ from turtles.l0.vmcs import bits as X
 from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
+from turtles.silicon import slots as S
 
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
@@ -25,7 +26,7 @@ def deliver(vcpu: Vcpu) -> None:
     apic = vcpu.apic
     vcpu.waiting = False
     if vcpu.level == 2:
-        if apic.nmi_pending and vcpu.entered12.pin12 & C.PIN_NMI:
+        if apic.nmi_pending and vcpu.entered12.pin12 & C.PIN_NMI and not _nmis_blocked(vcpu):
             if _busy(vcpu):
                 _leave_soon(vcpu)
                 return
@@ -43,9 +44,21 @@ def deliver(vcpu: Vcpu) -> None:
     _inject(vcpu)
 
 
+def _nmis_blocked(vcpu: Vcpu) -> bool:
+    """Blocking by NMI; with virtual NMIs L2's blocking is that of its virtual ones (SDM 25.3, table 25-3)."""
+    if vcpu.level == 2 and vcpu.entered12.pin12 & C.PIN_VIRTUAL_NMIS:
+        return False
+    return bool(vcpu.v[F.GUEST_INTERRUPTIBILITY] & C.BLOCKING_NMI)
+
+
 def _busy(vcpu: Vcpu) -> bool:
     """Whether L2 cannot be left for an interrupt yet."""
-    return vcpu.entry_pending or bool(vcpu.v[F.ENTRY_INTERRUPTION_INFO] & X.VALID)
+    return vcpu.entry_pending or bool(vcpu.v[F.ENTRY_INTERRUPTION_INFO] & X.VALID) or _unfinished(vcpu)
+
+
+def _unfinished(vcpu: Vcpu) -> bool:
+    """A device access was made for an instruction that has yet to complete: an event now would repeat it."""
+    return bool(vcpu.regs[S.ASSIST_DONE] | vcpu.regs[S.REPLAY_COUNT])
 
 
 def _leave_soon(vcpu: Vcpu) -> None:
@@ -68,7 +81,7 @@ def _inject(vcpu: Vcpu) -> None:
     v, apic = vcpu.v, vcpu.apic
     intercepted = vcpu.entered12.pin12 if vcpu.level == 2 else 0
     wanted = v[F.PRIMARY_CONTROLS] & ~(C.PRIMARY_INTERRUPT_WINDOW | C.PRIMARY_NMI_WINDOW)
-    free = not v[F.ENTRY_INTERRUPTION_INFO] & X.VALID
+    free = not v[F.ENTRY_INTERRUPTION_INFO] & X.VALID and not _unfinished(vcpu)
     blocking = v[F.GUEST_INTERRUPTIBILITY]
     if apic.nmi_pending and not intercepted & C.PIN_NMI:
         if free and not blocking & (_SHADOW | C.BLOCKING_NMI):
@@ -100,7 +113,7 @@ def _inject(vcpu: Vcpu) -> None:
 def wakes(vcpu: Vcpu) -> bool:
     """Whether a halted context has something to wake for."""
     apic = vcpu.apic
-    if apic.nmi_pending:
+    if apic.nmi_pending and not _nmis_blocked(vcpu):
         return True
     if vcpu.level == 2 and vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
         return apic.pending() >= 0

@@ -93,8 +93,9 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
             return
     vcpu.switch_to_l2(c)
     if v02[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE and not v02[F.ENTRY_INTERRUPTION_INFO] & X.VALID:
-        vcpu.halted = True  # L2 goes on sleeping: that is L0's to do
-        vcpu.attention = True
+        # L2 goes on sleeping. That is L0's to do once the processor has had its say: entry checks, an open
+        # window, a pending debug exception, a timer at zero. The kick ends that run otherwise.
+        vcpu.core.kick()
 
 
 def _check(vcpu: Vcpu, c: Vmcs12) -> bool:
