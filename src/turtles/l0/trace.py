@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORDS: Final = (
     "reason", "level", "context", "rip", "qualification", "guest_physical", "rax", "rcx",
-    "retired", "before_ns", "entry_ns", "exit_ns", "after_ns", "reflected_as", "idle_ns", "reserved",
+    "retired", "before_ns", "entry_ns", "exit_ns", "after_ns", "ept_pointer", "reflected_as", "idle_ns",
 )  # fmt: skip
 """What a record holds, 64 bits each; see `ExitRecord`."""
 SIZE: Final = 8 * len(WORDS)
@@ -30,7 +30,7 @@ CAPACITY: Final = 4096
 VMFAIL: Final = 1 << 32
 """In the reason: the entry ended with the VM-instruction error in the low bits; nothing was executed."""
 _REFLECTED: Final = 1 << 32
-_RECORD: Final = struct.Struct("<13Q24x")  # what is known later comes behind
+_RECORD: Final = struct.Struct("<14Q16x")  # what is known later comes behind
 _WHOLE: Final = struct.Struct("<16Q")
 _WORD: Final = struct.Struct("<Q")
 _REFLECTED_AT: Final = 8 * WORDS.index("reflected_as")
@@ -63,6 +63,8 @@ class ExitRecord(NamedTuple):
     """When it stopped."""
     after_ns: int
     """When L0 had control again."""
+    ept_pointer: int
+    """Of the vmcs12 that L2 ran with."""
     as_reason: int
     """The reason that L1 was given for it, which is another when L0 had a reason of its own (an interrupt for
     L1, say); -1 if the exit was not reflected."""
@@ -101,8 +103,8 @@ def decode(data: bytes | bytearray) -> Iterator[ExitRecord]:
     """The records in a run of bytes."""
     for w in _WHOLE.iter_unpack(data):
         # After a VMfail L1 was given no reason: vmcs12 holds an older one.
-        reflected = w[13] & _REFLECTED and not w[0] & VMFAIL
-        yield ExitRecord._make((*w[:13], w[13] & 0xFFFF_FFFF if reflected else -1, w[14]))
+        reflected = w[14] & _REFLECTED and not w[0] & VMFAIL
+        yield ExitRecord._make((*w[:14], w[14] & 0xFFFF_FFFF if reflected else -1, w[15]))
 
 
 class Recorder:
@@ -128,14 +130,17 @@ class Recorder:
         enter, now, pack = core.enter, core.now, _RECORD.pack_into
         size, end = SIZE, len(buffer)
         last: Vmcs | None = None
-        v, level, context = vcpu.v, 0, 0
+        v, level, context, pointer = vcpu.v, 0, 0, 0
 
         def recorded(vmcs: Vmcs, deadline: int) -> int:
-            nonlocal last, v, level, context
+            nonlocal last, v, level, context, pointer
             if vmcs is not last:
                 last, v, level = vmcs, vmcs.slots, vcpu.level
                 self._reached(level)
-                context = vcpu.entered12.l1_pa if level == 2 else 0
+                context = pointer = 0
+                if level == 2:
+                    c = vcpu.entered12
+                    context, pointer = c.l1_pa, c.v[F.EPT_POINTER] if c.uses_ept else 0
             if vcpu.broken_rule:
                 self._note()
             at = self._at + size
@@ -150,12 +155,12 @@ class Recorder:
                 reason = raw if raw >= 0 else VMFAIL | -raw
                 pack(
                     buffer, at, reason, level, context, v[_RIP], 0, 0, regs[S.RAX], regs[S.RCX],
-                    regs[_RETIRED], before, before, before, after,
+                    regs[_RETIRED], before, before, before, after, pointer,
                 )  # fmt: skip
                 return raw
             pack(
                 buffer, at, raw, level, context, v[_RIP], v[_QUALIFICATION], v[_PHYSICAL], regs[0], regs[1],
-                regs[_RETIRED], before, regs[_ENTRY], regs[_EXIT], after,
+                regs[_RETIRED], before, regs[_ENTRY], regs[_EXIT], after, pointer,
             )  # fmt: skip
             return raw
 

@@ -224,21 +224,29 @@ def image(name: str, renew: bool, only_list: bool) -> None:
     help="End with status 124.",
 )
 @click.option("--stats", metavar="FILE", help="Write exit statistics as JSON.")
-def demo(embedded: bool, clock: str, timeout: float, stats: str | None) -> None:
+@click.option("--trace", metavar="FILE", help="Record every exit; `turtles trace FILE` shows it.")
+def demo(embedded: bool, clock: str, timeout: float, stats: str | None, trace: str | None) -> None:
     """Run the tower: L0 runs Debian with KVM, which runs Debian."""
     from turtles.tools.demo import run_demo
 
-    raise SystemExit(run_demo(only_embedded=embedded, clock=clock, timeout=timeout, stats=stats))
+    raise SystemExit(run_demo(only_embedded=embedded, clock=clock, timeout=timeout, stats=stats, trace=trace))
 
 
 @main.command()
 @click.argument("path", metavar="FILE")
-@click.option("--lines", is_flag=True, help="Every exit as a line.")
-def trace(path: str, lines: bool) -> None:
-    """Show what `run --trace FILE` recorded."""
+@click.option("--lines", is_flag=True, help="Every exit as a line, and no tables.")
+@click.option(
+    "--slowest", type=click.IntRange(min=0), default=3, show_default=True, help="Exits to show as trees."
+)
+@click.option("--json", "as_json", is_flag=True, help="All figures as JSON.")
+@click.option("--perfetto", metavar="OUT", help="Write a trace for ui.perfetto.dev, and no tables.")
+def trace(path: str, lines: bool, slowest: int, as_json: bool, perfetto: str | None) -> None:
+    """Show what `run --trace FILE` recorded: exits, what they cost, and what L1 did meanwhile."""
     from turtles.tools.trace import run_trace
 
-    raise SystemExit(run_trace(path))
+    if lines + as_json + (perfetto is not None) > 1:
+        raise click.UsageError("say one of --lines, --json and --perfetto")
+    raise SystemExit(run_trace(path, lines=lines, slowest=slowest, as_json=as_json, perfetto=perfetto))
 
 
 @main.command()

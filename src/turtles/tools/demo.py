@@ -7,6 +7,7 @@ embedded tower runs instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -87,7 +88,9 @@ def find_guests(say: Callable[[str], None]) -> ImageSet | None:
         return None
 
 
-def run_demo(*, only_embedded: bool, clock: str, timeout: float | None, stats: str | None) -> int:
+def run_demo(
+    *, only_embedded: bool, clock: str, timeout: float | None, stats: str | None, trace: str | None = None
+) -> int:
     """The whole demonstration; 0 when the tower ran and every level was heard."""
     console = Console(highlight=False)
     images = (
@@ -99,7 +102,7 @@ def run_demo(*, only_embedded: bool, clock: str, timeout: float | None, stats: s
         options, levels = tower_options(images, "tower", clock, timeout), {1, 2}
     consoles = LevelConsole(console)
     finished = drive(
-        options,
+        replace(options, trace=trace),
         consoles.splitter.feed,
         keyboard=False,
         started=lambda rig: console.print(header(rig), soft_wrap=True),
