@@ -155,6 +155,17 @@ impl Cpu {
         self.mmu.contexts.get(self.mmu.current).map_or(NOTHING.as_ptr(), |c| c.array(view))
     }
 
+    /// The arrays of data accesses at CPL 3 and at CPL 0 with RFLAGS.AC = 0, and how the views of code differ, as bits of
+    /// a number of [`Cpu::code_epochs`].
+    #[must_use]
+    pub fn privilege_arrays(&self) -> (*const TlbEntry, *const TlbEntry, u16) {
+        let kernel = self.mmu.implicit_view;
+        let nothing = (NOTHING.as_ptr(), NOTHING.as_ptr());
+        let context = self.mmu.contexts.get(self.mmu.current);
+        let (user, own) = context.map_or(nothing, |c| (c.array(View::User), c.array(kernel)));
+        (user, own, View::User as u16 ^ kernel as u16)
+    }
+
     /// A number that stays the same while every translation that the TLB gave out for explicit data accesses
     /// holds, at one privilege.
     #[inline]

@@ -3,6 +3,7 @@
 use iced_x86::{OpKind, RflagsBits};
 
 use super::classify::Plan;
+use super::fragment::System;
 use crate::decode::Insn;
 
 /// CF, PF, AF, ZF, SF, OF as iced names them.
@@ -16,7 +17,7 @@ pub fn live(insns: &[Insn], plans: &[Plan], exact: bool) -> Vec<bool> {
     let mut result = vec![true; insns.len() + 1];
     for n in (0..insns.len()).rev() {
         let i = &insns[n].iced;
-        if exact || matches!(plans[n], Plan::Interpret) {
+        if exact || matches!(plans[n], Plan::Interpret | Plan::System(System::Call | System::Return)) {
             live = STATUS;
         } else {
             // What the instruction itself still needs or leaves standing must survive its address check.

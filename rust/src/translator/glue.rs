@@ -2,6 +2,7 @@
 //! branch target. Generated once.
 
 use super::asm::{Address, Asm, cc, reg};
+use super::crossing;
 use super::fill;
 use super::fragment::{TAG_READ, TAG_WRITE};
 use super::hot::{TARGETS, hot};
@@ -82,6 +83,12 @@ pub struct Glue {
     pub enter: usize,
     /// Target in S0, flags in the host.
     pub lookup: usize,
+    /// The same, with the flags saved.
+    pub lookup_saved: usize,
+    /// S0 = the address behind, S1 = site; see `crossing`.
+    pub syscall: usize,
+    /// S1 = site.
+    pub sysret: usize,
     /// S1 = site: calls the helper.
     pub slow: usize,
     /// S0 = linear address, S1 = TLB entry: called where a read, or a write, misses. See `fill`.
@@ -214,6 +221,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
     a.store(reg::RAX, hot!(saved_flags));
     a.mov(reg::RAX, reg::S1);
+    g.lookup_saved = a.at();
     a.store(reg::S0, state!(rip));
     let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };
     a.mov(reg::S1, reg::S0);
@@ -232,6 +240,8 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.bind_here(miss);
     let out = a.jmp_later();
     a.bind(out, g.leave_saved);
+    g.syscall = crossing::syscall(a, &g);
+    g.sysret = crossing::sysret(a, &g);
     g
 }
 

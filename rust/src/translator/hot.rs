@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::crossing::Side;
 use crate::cpu::Cpu;
 use crate::mmu::TlbEntry;
 use crate::state::flag;
@@ -77,6 +78,12 @@ pub struct Hot {
     pub time_factor: u64,
     /// and the guest's counter at the anchor.
     pub time_base: u64,
+    /// SYSCALL,
+    pub to_kernel: Side,
+    /// and SYSRET.
+    pub to_user: Side,
+    /// What of the epochs changes with the privilege.
+    pub epoch_change: u64,
     /// Scratch of flag saving.
     pub saved_rax: u64,
     /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.

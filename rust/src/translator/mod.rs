@@ -9,6 +9,7 @@ mod asm;
 mod cache;
 mod classify;
 mod controls;
+mod crossing;
 mod encoding;
 mod fill;
 mod flags;

@@ -91,6 +91,7 @@ impl Cpu {
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
         let stamp = self.translation_stamp();
         self.set_controls();
+        self.set_crossing();
         let hot = self.state.hot();
         hot.set_epochs(epochs);
         hot.keep_slots(stamp);

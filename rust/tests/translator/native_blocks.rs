@@ -62,7 +62,7 @@ fn compare(host: &mut Host, guest: &mut Guest, p: &Program, count: u64) -> Resul
             }
         }
     }
-    load(guest, p);
+    load(guest, p, 3);
     let count = done + u64::from(fault.is_some());
     let got = if count == 0 { Outcome::Done } else { guest.run(count) };
     let s = &guest.cpu.state;

@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use silicon::mmu::Invalidation;
-use silicon::state::{cr, flag, seg};
+use silicon::state::{Segment, cr, flag, seg};
 use silicon::vmx::bits::{primary, secondary};
 
 use crate::guest::{FINE, Guest, Outcome};
@@ -33,7 +33,7 @@ fn guest_at(cpl: u64) -> Guest {
 }
 
 /// Puts a program and its start into a guest.
-pub fn load(guest: &mut Guest, p: &Program) {
+pub fn load(guest: &mut Guest, p: &Program, cpl: u64) {
     guest.load(p.start, &p.code);
     guest.load(DATA, &p.data);
     let s = &mut *guest.cpu.state;
@@ -41,6 +41,9 @@ pub fn load(guest: &mut Guest, p: &Program) {
     (s.rip, s.rflags) = (p.start, p.rflags);
     s.ymm = p.ymm;
     s.mxcsr = u64::from(p.mxcsr);
+    for (n, rights) in [(seg::CS, 0xa09b), (seg::SS, 0xc093)] {
+        s.seg[n] = Segment { selector: 0x30 | cpl, base: 0, limit: 0xffff_ffff, access: rights | cpl << 5 };
+    }
     s.seg[seg::FS].base = p.fs;
     s.seg[seg::GS].base = p.gs;
     (s.cr2, s.pending_debug) = (0, 0);
@@ -55,6 +58,7 @@ pub struct Pair {
     pub interpreter: Guest,
     pub translator: Guest,
     exact: bool,
+    cpl: u64,
 }
 
 impl Pair {
@@ -63,19 +67,25 @@ impl Pair {
         translator.cpu.use_translator_with(4 << 20).expect("executable memory");
         let settings = translator.cpu.translator.as_mut().expect("a translator");
         (settings.warm, settings.exact_flags) = (0, exact);
-        Self { interpreter: guest_at(cpl), translator, exact }
+        Self { interpreter: guest_at(cpl), translator, exact, cpl }
     }
 
     /// Runs a program on both sides with stops at random counts; a message where they differ.
     pub fn compare(&mut self, rng: &mut StdRng, p: &Program) -> Result<u64, String> {
-        load(&mut self.interpreter, p);
-        load(&mut self.translator, p);
+        load(&mut self.interpreter, p, self.cpl);
+        load(&mut self.translator, p, self.cpl);
         let controls = cr::CR4_SMAP | cr::CR4_FSGSBASE | cr::CR4_TSD;
         let cr4 = controls & [rng.random(), !cr::CR4_TSD][rng.random_range(0..2)];
-        let exits = primary::PAUSE | primary::CR3_STORE | primary::RDTSC;
+        let exits = primary::PAUSE | primary::CR3_STORE | primary::RDTSC | primary::INTERRUPT_WINDOW;
         let exits = if rng.random_range(0..8) == 0 { exits & rng.random::<u32>() } else { 0 };
         let processor = if rng.random_range(0..2) == 0 { secondary::RDTSCP } else { 0 };
+        let fmask = [flag::AC, flag::AC | flag::STATUS | flag::IF, rng.random::<u64>() & 0x3f_7fd5];
+        let fmask = fmask[rng.random_range(0..3)];
+        let off = u64::from(rng.random_range(0..16) == 0) * cr::EFER_SCE;
         for guest in [&mut self.interpreter, &mut self.translator] {
+            let s = &mut *guest.cpu.state;
+            (s.lstar, s.fmask, s.star) = (p.lstar, fmask, 0x23_0010_u64 << 32);
+            s.efer = (s.efer | cr::EFER_SCE) & !off;
             guest.cpu.state.cr4 = guest.cpu.state.cr4 & !controls | cr4;
             (guest.cpu.ctl.primary, guest.cpu.ctl.secondary) = (exits, processor);
             guest.cpu.state.tsc_aux = 0x1_0000_0005;

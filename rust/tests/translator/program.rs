@@ -51,6 +51,8 @@ pub struct Program {
     pub mxcsr: u32,
     pub fs: u64,
     pub gs: u64,
+    /// Where SYSCALL goes to.
+    pub lstar: u64,
     pub data: Vec<u8>,
 }
 
@@ -417,6 +419,8 @@ enum Piece {
     Call(usize),
     /// LEA RAX, [target]; PUSH RAX; RET.
     Return(usize),
+    /// LEA RCX, [target]; MOV R11D, flags; SYSRETQ.
+    ToUser(u32, usize),
 }
 
 impl Piece {
@@ -426,6 +430,7 @@ impl Piece {
             Self::Branch(Some(_), _) => JCC_FAR,
             Self::Branch(None, _) | Self::Call(_) => 5,
             Self::Indirect(..) | Self::Return(_) => 9,
+            Self::ToUser(..) => 16,
         }
     }
 
@@ -449,6 +454,13 @@ impl Piece {
                 out.extend([0x48, 0x8d, 0x05]);
                 out.extend(relative(*to, at + 7));
                 out.extend([0xff, if *call { 0xd0 } else { 0xe0 }]);
+            }
+            Self::ToUser(flags, to) => {
+                out.extend([0x48, 0x8d, 0x0d]);
+                out.extend(relative(*to, at + 7));
+                out.extend([0x41, 0xbb]);
+                out.extend(flags.to_le_bytes());
+                out.extend([0x48, 0x0f, 0x07]);
             }
             Self::Return(to) => {
                 out.extend([0x48, 0x8d, 0x05]);
@@ -493,6 +505,14 @@ pub fn program(rng: &mut StdRng, kind: Kind, infos: &mut InstructionInfoFactory)
             4 => Piece::Call(to),
             5 => Piece::Return(to),
             6..10 if kind.kernel => Piece::Plain(KERNEL[rng.random_range(0..KERNEL.len())].to_vec()),
+            10 if kind.kernel && rng.random_range(0..2) == 0 => {
+                let flags = match rng.random_range(0..8) {
+                    0 => rng.random(),
+                    _ => rng.random::<u32>() & (flag::STATUS | flag::IF | flag::DF | flag::ID) as u32,
+                };
+                Piece::ToUser(flags, to)
+            }
+            12..14 if kind.kernel => Piece::Plain(vec![0x0f, 0x05]),
             10 if !kind.native => Piece::Plain(SYSTEM[rng.random_range(0..SYSTEM.len())].to_vec()),
             11 if kind.undefined_flags => Piece::Plain(bit_string(rng, kind)),
             _ => Piece::Plain(instruction(rng, at, kind, fs, gs, infos)),
@@ -515,7 +535,13 @@ pub fn program(rng: &mut StdRng, kind: Kind, infos: &mut InstructionInfoFactory)
     for chunk in data.chunks_mut(8) {
         chunk.copy_from_slice(&random_value(rng).to_le_bytes());
     }
+    let lstar = match rng.random_range(0..8) {
+        0 => CODE,
+        1 => 0xffff_ffff_8100_0000,
+        _ => places[rng.random_range(0..places.len())],
+    };
     Program {
+        lstar,
         code,
         start,
         gpr,

@@ -323,3 +323,28 @@ fn the_time_stamp_counter_follows_the_clock_and_never_goes_back() {
     let now = silicon::clock::monotonic_ns() - origin;
     assert_eq!(guest.cpu.run(now + 1_000_000_000), Stop::Exit);
 }
+
+/// User: inc rax; syscall; jmp user. Kernel, 64 bytes behind: inc rbx; sysretq.
+#[test]
+fn system_calls_stay_in_translated_code() {
+    let mut code = vec![0x48, 0xff, 0xc0, 0x0f, 0x05, 0xeb, 0xf9];
+    code.resize(64, 0x90);
+    code.extend([0x48, 0xff, 0xc3, 0x48, 0x0f, 0x07]);
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        let s = &mut *guest.cpu.state;
+        (s.efer, s.fmask, s.star) = (s.efer | cr::EFER_SCE, 0x4_0700, 0x23_0010 << 32);
+        (s.rip, s.lstar) = (CODE + 64, CODE + 64);
+        (s.gpr[gpr::RCX], s.gpr[11]) = (CODE, 0x202);
+        guest.ready();
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    let [interpreter, translator] = &guests;
+    for guest in [interpreter, translator] {
+        assert!(guest.cpu.state.gpr[gpr::RBX] > 1000);
+    }
+    assert_eq!(interpreter.cpu.state.seg, translator.cpu.state.seg);
+    let helped = &translator.cpu.translator.as_ref().expect("a translator").helped_by;
+    let count = |m: iced_x86::Mnemonic| helped[m as usize];
+    assert!(count(iced_x86::Mnemonic::Syscall) + count(iced_x86::Mnemonic::Sysretq) < 100);
+}

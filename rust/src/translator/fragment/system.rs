@@ -31,6 +31,10 @@ pub enum System {
     Pause,
     /// CLD.
     ClearDirection,
+    /// SYSCALL at CPL 3.
+    Call,
+    /// SYSRETQ at CPL 0.
+    Return,
 }
 
 impl System {
@@ -47,6 +51,8 @@ impl System {
             M::Wrfsbase if bmi2 => Self::WriteBase(seg::FS),
             M::Wrgsbase if bmi2 => Self::WriteBase(seg::GS),
             M::Pause => Self::Pause,
+            M::Syscall if variant & SUPERVISOR == 0 => Self::Call,
+            M::Sysretq if variant & SUPERVISOR != 0 => Self::Return,
             M::Cld if bmi2 => Self::ClearDirection,
             M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
                 let narrow = i.op0_kind() == OpKind::Register && i.op0_register().size() == 2;
@@ -73,6 +79,7 @@ impl Builder<'_> {
             System::WriteBase(segment) => self.write_base(n, segment),
             System::ReadSegment(segment) => self.read_segment(n, segment)?,
             System::ReadControl(cr3) => self.read_control(n, cr3),
+            System::Call | System::Return => return self.crossing(n, system == System::Call),
             System::Pause => {
                 let refused = self.unless_zero(n, Some(hot!(refused.pause)));
                 self.refused(n, vec![refused]);
@@ -84,6 +91,17 @@ impl Builder<'_> {
             }
         }
         self.behind(n)
+    }
+
+    /// SYSCALL or SYSRETQ, the last of its block.
+    fn crossing(&mut self, n: usize, call: bool) -> Option<bool> {
+        let site = self.site(n, None);
+        if call {
+            self.linear_of(reg::S0, self.offsets[n + 1] as i64);
+        }
+        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
+        self.jump_out(if call { self.context.glue.syscall } else { self.context.glue.sysret });
+        Some(true)
     }
 
     /// Branches away unless the word at `disp`, or S0, is 0; the flags stay where they live. Clobbers S1, and S0 if it
