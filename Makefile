@@ -1,5 +1,6 @@
 # `make demo` runs the tower, `make test` every test, `make lint` every check of style and types, `make bench`
 # measures everything beside this host and QEMU.
+# `make` compiles L0's hot modules too; where that fails it says so, and they run as Python.
 # Each makes .venv by itself; what is already there and unchanged is not made again.
 
 VENV   := .venv
@@ -9,15 +10,18 @@ PYTHON ?= python3
 export CARGO_TARGET_DIR ?= $(CURDIR)/rust/target
 RUST_SOURCES := $(shell find rust/src -name '*.rs') rust/Cargo.toml
 
-.PHONY: all demo bench test test-rust test-python lint format clean
+.PHONY: all compiled demo bench test test-rust test-python lint format clean
 
-all: $(VENV)/.built
+all: compiled
 
-demo: $(VENV)/.built
+compiled: $(VENV)/.built
+	@$(BIN)/turtles compile || true
+
+demo: compiled
 	@.ci/need mke2fs:e2fsprogs || true
 	$(BIN)/turtles demo
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench compiled
 	@.ci/need mke2fs:e2fsprogs cc:gcc qemu-system-x86_64:qemu-system-x86
 	$(BIN)/turtles bench silicon
 	$(BIN)/turtles bench peers
@@ -31,8 +35,9 @@ test: test-rust test-python
 test-rust: $(VENV)/.tools
 	cargo test --release --manifest-path rust/Cargo.toml
 
-test-python: $(VENV)/.built
+test-python: compiled
 	$(BIN)/python -m pytest
+	TURTLES_L0=python $(BIN)/python -m pytest tests/l0 tests/boots/test_embedded.py
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -15,18 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from turtles.cache import cache_root as cache_root
 from turtles.guests.packages import Report
 from turtles.guests.state import GuestError
 
 BUILDING: Final = "building-"
-
-
-def cache_root() -> Path:
-    """`$TURTLES_CACHE`, or turtles' directory below the user's cache directory."""
-    if explicit := os.environ.get("TURTLES_CACHE"):
-        return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "turtles"
 
 
 def digest(*parts: bytes) -> str:

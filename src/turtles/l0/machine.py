@@ -124,6 +124,10 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.core.kick()
 
+    def stopped(self) -> bool:
+        """Whether the run has ended."""
+        return self.outcome is not None
+
     # --- exit handlers ---
 
     def handler_lists(self) -> list[list[Handler]]:

@@ -259,10 +259,8 @@ class Vcpu:
         while machine.outcome is None:
             if self.attention:
                 self.attention = False
-                if self.halted:
-                    self._sleep()
-                    if machine.outcome is not None:
-                        return
+                if self.halted and not self._sleep():
+                    return
                 delivery.deliver(self)
                 self.replan = True
             if self.replan:
@@ -311,23 +309,25 @@ class Vcpu:
         name = f"{rule.name} (SDM {rule.section}): {rule.text}" if rule else f"{raw:#x}"
         raise GuestStop(f"L1 cannot be entered: {name}")
 
-    def _sleep(self) -> None:
-        """HLT: until an event wakes the context, or the machine stops."""
+    def _sleep(self) -> bool:
+        """HLT: until an event wakes the context (true), or the machine stops."""
         core, events, machine = self.core, self.events, self.machine
         timer = self._l2_timer_deadline()
-        while machine.outcome is None:
+        while True:
             now = core.now()
             events.run(now)
+            if machine.stopped():
+                return False
             if timer is not None and now >= timer:
                 self.halted = False
                 self.v[F.GUEST_PREEMPTION_TIMER] = 0
                 reflect.reflect_interrupt(self, ExitReason.PREEMPTION_TIMER, 0)
-                return
-            if machine.outcome is not None or delivery.wakes(self):
+                return True
+            if delivery.wakes(self):
                 self.halted = False
                 if timer is not None:
                     self.v[F.GUEST_PREEMPTION_TIMER] = (timer - core.now()) >> machine.timer_shift
-                return
+                return True
             deadline = events.next_deadline()
             if timer is not None:
                 deadline = timer if deadline is None else min(timer, deadline)

@@ -1,4 +1,4 @@
-"""The command line: `turtles run | demo | trace | image | doctor | bench | lockstep`.
+"""The command line: `turtles run | demo | trace | image | compile | doctor | bench | lockstep`.
 
 Options only; each command's work lives in the module of its name, imported when it is asked for, so
 that `turtles --help` is quick. Not here: what a guest sees.
@@ -199,6 +199,14 @@ def doctor(features: bool) -> None:
     from turtles.tools.doctor import examine, list_features
 
     raise SystemExit(list_features() if features else examine())
+
+
+@main.command("compile")
+def compile_command() -> None:
+    """Compile L0's hot modules (mypyc): the same Python, faster. Edited ones run as Python until then."""
+    from turtles.tools.compiling import compile_l0
+
+    click.echo("compiled" if compile_l0() else "up to date")
 
 
 @main.command()

@@ -20,6 +20,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from turtles import compiled
+
 GOOD, NOTE, BAD = "[green]yes[/]", "[yellow]no[/]", "[red]no[/]"
 
 # Features that guests get only where the host's processor executes them natively.
@@ -147,9 +149,16 @@ def _silicon() -> Finding:
     return Finding("silicon", GOOD, "engines: translator for 64-bit code, interpreter for the rest")
 
 
+def _l0() -> Finding:
+    if compiled.WHY_NOT:
+        return Finding("L0 compiled", NOTE, f"it runs as Python: {compiled.WHY_NOT}")
+    return Finding("L0 compiled", GOOD, "its exit path takes about half as long as in Python")
+
+
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
     _architecture,
     _silicon,
+    _l0,
     _features,
     _executable_memory,
     _memory,

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from turtles import compiled
 from turtles.board import layout
 from turtles.board.board import Board, BoardOptions, StopKind, StopReason
 from turtles.devices.virtio.image import Image, ImageError, open_image
@@ -231,6 +232,7 @@ class Rig:
             "memory_bytes": options.memory,
             "clock": options.clock,
             "engine": self.core.engine,
+            "l0": compiled.state(),
             "processor": self.model.name,
             "features": sorted(self.model.features),
             "mmu": options.mmu,

@@ -18,6 +18,7 @@ from typing import Final
 
 import click
 
+from turtles import compiled
 from turtles.l0.outcome import TIMEOUT, Ending, Outcome
 from turtles.l0.stats import Level, Row
 from turtles.tools.machine import Result, Rig, open_output
@@ -65,7 +66,8 @@ def header(rig: Rig) -> str:
     off = rig.options.tactics.off()
     tactics = f", L0 without {' '.join(off)}" if off else ""
     return (
-        f"turtles: {rig.core.engine}, processor {rig.model.name} with vmx {' '.join(shown)}{tactics}, "
+        f"turtles: {rig.core.engine}, L0: {compiled.state()}, "
+        f"processor {rig.model.name} with vmx {' '.join(shown)}{tactics}, "
         f"{rig.options.memory >> 20} MiB, {rig.options.clock} clock; {rig.guest.what}"
     )
 

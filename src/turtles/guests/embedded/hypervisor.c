@@ -155,9 +155,10 @@ static void load_guest(int depth)
     info[2] = (child.ram - 0x100000) / 1024;
     info[4] = COMMAND_LINE;
     char *line = (char *)(RAM_OF_SELF + COMMAND_LINE);
-    memcpy(line, "depth=0 level=0", 16);
+    memcpy(line, "depth=0 level=0 loops=0", 24);
     line[6] += depth - 1;
     line[14] += level + 1;
+    line[22] += loops;
     child.regs.r[0] = 0x2badb002;
     child.regs.r[3] = BOOT_INFO;
     vmwrite(GUEST_RIP, (u64)_start);
@@ -289,6 +290,8 @@ u64 run_hypervisor(u64 ram_end, int depth)
     vmwrite(EPT_POINTER, (u64)ept01 | 3 << 3 | 6);
     write_initial_state();
     load_guest(depth);
+    if (loops)
+        run_vmcs_loops();
     print("starts level %u with %u MiB\n", (u64)level + 1, c->ram >> 20);
 
     int result = -1;

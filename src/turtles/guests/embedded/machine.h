@@ -10,6 +10,9 @@ typedef uint64_t u64;
 
 #define PORT_CONSOLE 0xe9    /* debug console: one character a write */
 #define PORT_DONE 0xf4       /* isa-debug-exit: a guest reports its result */
+#define PORT_MARK 0x80       /* POST code: begin and end of a loop that is measured (loops.c) */
+#define PORT_NOBODY 0xed     /* nothing answers here */
+#define PORT_SERIAL_STATUS 0x3fd
 #define TIMER_VECTOR 0x30
 #define TIMER_PERIOD_NS 2000000ull
 
@@ -34,6 +37,8 @@ void *memcpy(void *d, const void *s, u64 n);
 
 extern int level;             /* 1 for the lowest hypervisor above L0 */
 extern volatile u64 ticks;    /* timer interrupts taken so far */
+extern u64 period;            /* of the timer, in nanoseconds; 0: it is not armed again */
+extern int loops;             /* what runs on top: loops.c, or leaf.c */
 void on_tick(void);           /* what the timer interrupt does, also when it arrives as a VM exit */
 void print(const char *format, ...);   /* %s, %u (u64), %x (u64); lines are marked with the level */
 void die(const char *why, u64 value) __attribute__((noreturn));
@@ -44,5 +49,7 @@ void die(const char *why, u64 value) __attribute__((noreturn));
 #define LAZY_PAGES 8
 
 void run_leaf(void);
+void run_loops(void);
+void run_vmcs_loops(void);
 u64 run_hypervisor(u64 ram_end, int depth);
 #endif

@@ -1,12 +1,14 @@
 /*
  * The embedded tower: a hypervisor that runs a copy of itself as its guest, `depth` times; the last one
- * is a plain guest. Command line: depth=N (default 1) level=N (set by the parent).
+ * is a plain guest. Command line: depth=N (default 1) loops=1 (measure exits) level=N (set by the parent).
  */
 #include "machine.h"
 #include <stdarg.h>
 
 int level = 1;
+int loops;
 volatile u64 ticks;
+u64 period = TIMER_PERIOD_NS;
 static u16 pm1a_control;
 
 extern u64 gdt[];
@@ -84,7 +86,11 @@ void die(const char *why, u64 value)
 
 /* --- interrupts --------------------------------------------------------------------------------- */
 
-static void arm_timer(void) { wrmsr(0x6e0, rdtsc() + TIMER_PERIOD_NS); /* IA32_TSC_DEADLINE */ }
+static void arm_timer(void)
+{
+    if (period)
+        wrmsr(0x6e0, rdtsc() + period);    /* IA32_TSC_DEADLINE */
+}
 
 void on_tick(void)
 {
@@ -170,6 +176,9 @@ void main(u32 magic, struct multiboot_info *info)
     const char *line = info->flags & 4 ? (const char *)(u64)info->cmdline : "";
     int depth = option(line, "depth=", 1);
     level = option(line, "level=", 1);
+    loops = option(line, "loops=", 0);
+    if (loops)
+        period = 0;
     if (magic != 0x2badb002)
         die("not started by a Multiboot loader", magic);
     if (level == 1)
@@ -182,6 +191,8 @@ void main(u32 magic, struct multiboot_info *info)
     u64 result = 0;
     if (depth)
         result = run_hypervisor(ram_end, depth);
+    else if (loops)
+        run_loops();
     else
         run_leaf();
     print("done\n");
