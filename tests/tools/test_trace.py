@@ -108,6 +108,7 @@ def test_without_vmcs_shadowing_an_exit_multiplies(tmp_path: Path) -> None:
 
 def test_tables(tower: Path) -> None:
     text = trace(tower, "--slowest", 1).stdout
+    assert "L3 inferred" in text
     for piece in (
         "virtual clock",
         "powered off",

@@ -178,6 +178,8 @@ def show_summary(found: TraceFile, summary: Summary) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     console.print(heading(found), markup=False)
+    if inferred := summary.inferred():
+        console.print(f"{', '.join(inferred)} inferred: to L0 all levels above L1 are L2")
     groups = summary.in_order()
     for table in (time_table(summary), exit_table(groups)):
         console.print()

@@ -138,6 +138,10 @@ class Summary:
         """By level, the costliest first."""
         return sorted(self.groups.values(), key=lambda g: (g.level, -g.total.total_ns, -g.count, g.reason))
 
+    def inferred(self) -> list[str]:
+        """The levels that L0 cannot tell from L2, and that were told apart by what L1 did."""
+        return [f"L{level}" for level in range(3, LEVELS) if self.spent.exits[level]]
+
     def shares(self) -> Iterator[tuple[str, int, int]]:
         """Name, time and instructions of each level that ran, the highest first, and of what is between."""
         for level in range(LEVELS - 1, 0, -1):
@@ -151,6 +155,7 @@ class Summary:
         """Everything that the tables show, and more."""
         return {
             "schema": SCHEMA,
+            "inferred_levels": self.inferred(),
             "time": {name: {"ns": ns, "instructions": retired} for name, ns, retired in self.shares()},
             "exits": [group.as_json() for group in self.in_order()],
             "slowest": [exit_json(exit_) for exit_ in self.slowest],
