@@ -1,4 +1,4 @@
-"""The conformance guest: what the manual says of VMX, asked by a program that runs as L1."""
+"""The conformance guest: what manuals say of processor and board, asked by a program that runs as L1."""
 
 from __future__ import annotations
 

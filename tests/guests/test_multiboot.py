@@ -73,6 +73,15 @@ def test_address_fields_decide_over_the_file_format() -> None:
     assert memory(state, MIB, 200) == image
 
 
+def test_a_kernel_in_low_memory() -> None:
+    state = load_multiboot(
+        multiboot_header(3, (0x4000, 0x4000, 0, 0xC123, 0x4000)) + bytes(64), PLATFORM, "", []
+    )
+    assert state.gdtr.base == 0xD000
+    assert state.registers["rbx"] == 0xE000
+    assert struct.unpack("<I", memory(state, 0xE000, 4))[0] & 1
+
+
 @pytest.mark.parametrize(
     ("addresses", "message"),
     [
@@ -81,7 +90,7 @@ def test_address_fields_decide_over_the_file_format() -> None:
         ((MIB, MIB, MIB + 0x10000, 0, MIB), "load_end_addr lies behind"),
         ((MIB, MIB, 0, MIB + 1, MIB), "bss_end_addr lies inside"),
         ((MIB, MIB, 0, 0, 2 * MIB), "entry .* lies outside"),
-        ((0x800, 0x800, 0, 0, 0x800), "overlaps the boot information"),
+        ((0x800, 0x800, 0, 0x9E800, 0x800), "leaves no room for boot information"),
         ((0xC0000000, 0xC0000000, 0, 0, 0xC0000000), "is not RAM"),
     ],
 )

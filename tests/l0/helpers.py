@@ -47,6 +47,7 @@ class Apic:
         self.tsc: Callable[[], int] = lambda: 0
         self.wake: Callable[[], None] | None = None
         self.identity = 0
+        self.enabled = True
         self.vectors: list[int] = []
         self.acknowledged: list[int] = []
         self.msrs: dict[int, int] = {0x1B: 0xFEE0_0900}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from turtles.board import layout
 from turtles.board.acpi.tables import Tables, build
-from turtles.board.bus import MmioBus, PortBus
+from turtles.board.bus import MmioBus, PortBus, ones
 from turtles.board.events import EventQueue
 from turtles.board.memory import HostMemory, L1Memory
 from turtles.devices import fw_cfg, lapic
@@ -31,6 +31,7 @@ from turtles.devices.pci.host import PciHost
 from turtles.devices.pic import CASCADE, PicPair
 from turtles.devices.pit import Pit
 from turtles.devices.rtc import CENTURY, Rtc
+from turtles.devices.testdev import TestDevice
 from turtles.devices.uart import Uart
 from turtles.devices.virtio.block import VirtioBlock
 from turtles.devices.virtio.device import VirtioDevice
@@ -133,6 +134,7 @@ class Board:
             eoi=lambda vector: self.ioapic.eoi(vector),
             extint=self.pics.peek,
             extint_acknowledge=self.pics.acknowledge,
+            on_move=self._place_apic,
         )
         self.apic_bus.attach(self.apic)
         self.ioapic = IoApic(self.apic_bus.send)
@@ -140,7 +142,18 @@ class Board:
         self.ports.attach_device(layout.PORT_PIC_SLAVE, 2, self.pics.slave)
         self.ports.attach(layout.PORT_ELCR, 2, self.pics.read_elcr, self.pics.write_elcr)
         self.mmio.attach(layout.IO_APIC, layout.IO_APIC_SIZE, self.ioapic.read, self.ioapic.write)
-        self.mmio.attach(layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, self.apic.read, self.apic.write)
+        self._apic_at: int | None = None
+        self._place_apic()
+
+    def _place_apic(self) -> None:
+        """The local APIC's page follows IA32_APIC_BASE. Over RAM or another device it is not reached."""
+        if self._apic_at is not None:
+            self.mmio.detach(self._apic_at)
+        try:
+            self.mmio.attach(self.apic.base, layout.LOCAL_APIC_SIZE, self.apic.read, self.apic.write)
+            self._apic_at = self.apic.base
+        except ValueError:
+            self._apic_at = None
 
     def irq(self, number: int) -> Line:
         """ISA interrupt line `number`: to the 8259s, and to the I/O APIC pin of that interrupt."""
@@ -188,6 +201,7 @@ class Board:
         self.post = PostCode()
         self.ports.attach_device(layout.PORT_POST, 1, self.post)
         if self.options.debug_exit is not None:
+            self._add_test_device()
             port, width = self.options.debug_exit
             try:
                 self.ports.attach_device(
@@ -195,6 +209,17 @@ class Board:
                 )
             except ValueError as error:
                 raise ValueError(f"debug-exit port {port:#x}: {error}; choose another") from error
+
+    def _add_test_device(self) -> None:
+        """What programs that test processors expect beside a debug exit."""
+        self.test_device = TestDevice([self.irq(number) for number in range(layout.ISA_IRQS)])
+        device = self.test_device
+        self.ports.attach(layout.PORT_TEST, 4, device.read, device.write)
+        self.ports.attach(layout.PORT_TEST + 8, 1, device.read, device.write)
+        self.ports.attach(
+            layout.PORT_TEST_LINES, layout.ISA_IRQS, lambda offset, width: ones(width), device.set_line
+        )
+        self.mmio.attach(layout.TEST_MEMORY, device.SIZE, device.read_memory, device.write_memory)
 
     def _build_power(self) -> None:
         self.pm = AcpiPm(

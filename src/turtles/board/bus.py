@@ -93,6 +93,11 @@ class MmioBus:
         self._starts.insert(i, base)
         self._regions.insert(i, (base + size, read, write))
 
+    def detach(self, base: int) -> None:
+        """Free the addresses that were attached at `base`."""
+        i = self._starts.index(base)
+        del self._starts[i], self._regions[i]
+
     def read(self, l1_pa: int, width: int) -> int:
         """Load."""
         i = bisect_right(self._starts, l1_pa) - 1

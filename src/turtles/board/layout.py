@@ -41,6 +41,8 @@ IO_APIC_SIZE = 0x1000
 LOCAL_APIC = 0xFEE0_0000
 """Local APIC and MSI area: IA32_APIC_BASE at reset (SDM 11.4.1)."""
 LOCAL_APIC_SIZE = 0x1000
+TEST_MEMORY = 0xFF00_0000
+"""Memory of QEMU's pc-testdev."""
 HIGH_RAM = 4 * GIB
 """RAM that does not fit below LOW_RAM_LIMIT goes on here."""
 
@@ -66,6 +68,8 @@ PORT_POST = 0x80
 PORT_DEBUG_CONSOLE = 0xE9
 PORT_DEBUG_EXIT = 0xF4
 """isa-debug-exit: customary in QEMU test set-ups; the command line can move it."""
+PORT_TEST, PORT_TEST_LINES = 0xE0, 0x2000
+"""QEMU's pc-testdev: a register (and, 8 above, one of a byte), and a port for each interrupt line."""
 PORT_COM1 = 0x3F8
 PORT_FW_CFG, PORT_FW_CFG_DMA = 0x510, 0x514
 """QEMU's fw_cfg on x86."""
@@ -78,6 +82,7 @@ PORT_RESET_CONTROL = 0xCF9
 
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM1, IRQ_RTC, IRQ_SCI = 0, 1, 4, 8, 9
 PIN_TIMER = 2
+ISA_IRQS = 16
 """The 8254 is on pin 2 (pin 0 is for the 8259's output): said by an override in the MADT."""
 PCI_PINS = (16, 17, 18, 19)
 """INTA# to INTD# after the slots' rotation: the first pins above the ISA interrupts."""

@@ -88,7 +88,8 @@ class LocalApic:
 
     `ipi` carries out what an ICR write sends to others; `eoi` hears of every EOI of a level-triggered vector;
     `extint` peeks at the 8259's vector (-1 none) and `extint_acknowledge` runs its INTA cycle; `tsc` is the
-    guest's time-stamp counter; `wake` is called when something was accepted or a pin of the 8259 rose.
+    guest's time-stamp counter; `on_move` hears that IA32_APIC_BASE has moved the registers; `wake` is called
+    when something was accepted or a pin of the 8259 rose.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class LocalApic:
         extint_acknowledge: Callable[[], int] = _no_vector,
         on_init: Callable[[], None] | None = None,
         on_startup: Callable[[int], None] | None = None,
+        on_move: Callable[[], None] | None = None,
         wake: Callable[[], None] | None = None,
     ) -> None:
         self.identity = identity
@@ -119,6 +121,7 @@ class LocalApic:
         self._extint_acknowledge = extint_acknowledge
         self._on_init = on_init
         self._on_startup = on_startup
+        self._on_move = on_move
         self.wake = wake
         self._base = 0xFEE0_0000 | BASE_ENABLE | (BASE_BSP if bootstrap else 0)
         self.nmi_pending = False
@@ -551,7 +554,10 @@ class LocalApic:
         if self.enabled and not enable:
             self._base = value
             self._reset()
+        moved = (value ^ self._base) & ~0xFFF
         self._base = value
+        if moved and self._on_move is not None:
+            self._on_move()
 
     def _x2apic_ldr(self) -> int:
         return self.identity >> 4 << 16 | 1 << (self.identity & 15)

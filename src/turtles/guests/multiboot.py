@@ -110,27 +110,25 @@ def load_multiboot(
     for first, end in kernel.ranges:
         if end > 4 * GIB or not platform.fits(first, end - first):
             raise GuestError(f"kernel: its memory {first:#x}-{end:#x} is not RAM of this machine (-m?)")
-        if first < INFO_END and end > GDT_L1_PA:
-            raise GuestError(f"kernel: its memory {first:#x}-{end:#x} overlaps the boot information")
-
+    gdt_at, info_at = _free_low_memory(kernel)
     module_writes, placed = _place_modules(modules, kernel, platform)
-    info = _information(platform, command_line, placed, modules)
+    info = _information(info_at, platform, command_line, placed, modules)
     gdt = struct.pack("<4Q", 0, 0, descriptor(CODE_32), descriptor(DATA_32))
     return InitialState(
         what=kernel.what,
         registers={
             "rip": kernel.entry,
             "rax": LOADER_MAGIC,
-            "rbx": INFO_L1_PA,
+            "rbx": info_at,
             "rflags": 2,
             "cr0": CR0_PE_ET_NE,
         },
         segments=flat_segments(CODE_32, BOOT_CS, BOOT_DS),
-        gdtr=DescriptorTable(GDT_L1_PA, len(gdt) - 1),
+        gdtr=DescriptorTable(gdt_at, len(gdt) - 1),
         idtr=DescriptorTable(0, 0),
         memory=(
-            MemoryWrite(GDT_L1_PA, gdt),
-            MemoryWrite(INFO_L1_PA, info),
+            MemoryWrite(gdt_at, gdt),
+            MemoryWrite(info_at, info),
             *kernel.writes,
             *module_writes,
         ),
@@ -191,15 +189,29 @@ def _place_modules(
     return writes, placed
 
 
+def _free_low_memory(kernel: _Kernel) -> tuple[int, int]:
+    """Where descriptor table and boot information go: as usual, or behind a kernel that lies there."""
+    low = [r for r in kernel.ranges if r[0] < INFO_END and r[1] > GDT_L1_PA]
+    if not low:
+        return GDT_L1_PA, INFO_L1_PA
+    gdt_at = (max(end for _, end in low) + PAGE - 1) & -PAGE
+    if gdt_at + 2 * PAGE > INFO_END:
+        first, end = low[0]
+        raise GuestError(
+            f"kernel: its memory {first:#x}-{end:#x} leaves no room for boot information below {INFO_END:#x}"
+        )
+    return gdt_at, gdt_at + PAGE
+
+
 def _information(
-    platform: Platform, command_line: str, placed: Sequence[int], modules: Sequence[Module]
+    info_at: int, platform: Platform, command_line: str, placed: Sequence[int], modules: Sequence[Module]
 ) -> bytes:
     """The information structure of section 3.3, followed by everything that it points to."""
     body = bytearray(120)
 
     def append(data: bytes) -> int:
         body.extend(bytes(-len(body) % 4))
-        at = INFO_L1_PA + len(body)
+        at = info_at + len(body)
         body.extend(data)
         return at
 
@@ -226,6 +238,6 @@ def _information(
     struct.pack_into("<III", body, 16, line_at, len(modules), modules_at)
     struct.pack_into("<II", body, 44, len(memory_map), map_at)
     struct.pack_into("<I", body, 64, name_at)
-    if INFO_L1_PA + len(body) > INFO_END:
+    if info_at + len(body) > INFO_END:
         raise GuestError("--append: command lines too long for Multiboot's low memory")
     return bytes(body)

@@ -63,6 +63,11 @@ class LocalApic(Protocol):
         """The APIC identifier that CPUID reports."""
         ...
 
+    @property
+    def enabled(self) -> bool:
+        """Whether IA32_APIC_BASE enables it; CPUID shows that."""
+        ...
+
     def tsc_changed(self) -> None:
         """The guest moved its time-stamp counter."""
         ...

@@ -1,3 +1,5 @@
 X(caps)
-X(fields) X(pointers) X(vmxon) X(touch) X(timer) X(patefer) X(crs) X(io) X(insns) X(ept) X(eptad) X(interrupts) X(nmi)
-    X(debugctl) X(msrs) X(events)
+X(fields)
+X(pointers) X(vmxon) X(touch) X(timer) X(patefer) X(crs) X(io) X(insns) X(ept) X(eptad) X(interrupts) X(nmi)
+    X(debugctl) X(msrs) X(events) X(msr_values) X(tsc) X(crs_reserved) X(protection) X(debug) X(exceptions) X(apic)
+        X(x2apic) X(ioapic) X(testdev) X(pit) X(fwcfg)

@@ -15,18 +15,17 @@ static void no_msr_exits(void)
 static u8 table[16];
 I(hlt, "hlt")
 I(invlpg, "invlpg 0x12345678")
-I(rdpmc, "rdpmc" ::"c"(0) : "rax",
-  "rdx") I(rdtsc, "rdtsc" :: : "rax",
-           "rdx") I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax") I(cr3s, "mov %%cr3, %%rax" :: : "rax")
+I(rdpmc, "rdpmc" ::"c"(0) : "rax", "rdx")
+I(rdtsc, "rdtsc" :: : "rax",
+  "rdx") I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax") I(cr3s, "mov %%cr3, %%rax" :: : "rax")
     I(cr8l, "xor %%eax, %%eax; mov %%rax, %%cr8" :: : "rax") I(cr8s, "mov %%cr8, %%rax" :: : "rax")
         I(monitor, "monitor" ::"a"(table), "c"(0),
           "d"(0)) I(mwait, "mwait" ::"a"(0), "c"(0)) I(pause, "pause") I(cpuid_, "cpuid" ::"a"(0), "c"(0) : "rbx",
                                                                          "rdx") I(invd, "invd") I(wbinvd, "wbinvd")
             I(xsetbv, "xsetbv" ::"c"(0), "a"(7),
               "d"(0)) I(sgdt, "sgdt %0" : "=m"(table)) I(lgdt, "sgdt %0; lgdt %0" : "+m"(table))
-                I(sidt, "sidt %0" : "=m"(table)) I(lidt,
-                                                   "sidt %0; lidt %0" : "+m"(table)) I(sldt, "sldt %%ax" :: : "rax")
-                    I(lldt, "lldt %%ax" ::"a"(0)) I(str, "str %%ax" :: : "rax") I(
+                I(sidt, "sidt %0" : "=m"(table)) I(lidt, "sidt %0; lidt %0" : "+m"(table))
+                    I(sldt, "sldt %%ax" :: : "rax") I(lldt, "lldt %%ax" ::"a"(0)) I(str, "str %%ax" :: : "rax") I(
                         ltr, "movl $0x58, %%eax; ltr %%ax" :: : "rax") I(rdrand, "rdrand %%rax" :: : "rax")
                         I(rdseed, "rdseed %%rax" :: : "rax") I(rdtscp, "rdtscp" :: : "rax", "rcx", "rdx")
                             I(invpcid, "invpcid %0, %1" ::"m"(table), "r"(2ull)) I(

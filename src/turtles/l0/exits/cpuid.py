@@ -22,6 +22,7 @@ HYPERVISOR_BASE: Final = 0x4000_0000
 HYPERVISOR_FEATURES: Final = 0x4000_0001
 _LEAF1_HYPERVISOR: Final = 1 << 31
 _LEAF1_OSXSAVE: Final = 1 << 27
+_LEAF1_APIC: Final = 1 << 9
 # KVM_FEATURE_NOP_IO_DELAY: no write to port 80H after each port access.
 _KVM_FEATURES: Final = 1 << 1
 _SIGNATURE: Final[Registers] = (
@@ -87,7 +88,7 @@ def cpuid(vcpu: Vcpu) -> None:
 
 
 def _moved(vcpu: Vcpu, leaf: int, subleaf: int, answer: Registers) -> Registers:
-    """The parts that depend on CR4, XCR0 and the APIC identifier."""
+    """The parts that depend on CR4, XCR0 and the local APIC."""
     if leaf == _XSAVE:
         return vcpu.machine.l1_model.cpuid(leaf, subleaf, vcpu.regs[S.XCR0])
     a, b, c, d = answer
@@ -96,4 +97,6 @@ def _moved(vcpu: Vcpu, leaf: int, subleaf: int, answer: Registers) -> Registers:
     b = b & 0xFF_FFFF | vcpu.identity << 24
     if vcpu.v[F.GUEST_CR4] & X.CR4_OSXSAVE:
         c |= _LEAF1_OSXSAVE
+    if not vcpu.apic.enabled:  # as if there were none (SDM 11.4.3)
+        d &= ~_LEAF1_APIC
     return (a, b, c, d)
