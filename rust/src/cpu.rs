@@ -3,7 +3,7 @@
 //! This file only defines the structure; each layer implements its own methods on [`Cpu`] beside its code
 //! (`mmu/access.rs`, `interpreter/*.rs`, `vmx/*.rs`).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use crate::clock::Clock;
@@ -26,6 +26,10 @@ pub mod attention {
     pub const SHOOTDOWN: u32 = 2;
     /// The run is to be abandoned (process ends): `enter` returns at once.
     pub const STOP: u32 = 4;
+    /// An external interrupt with a vector, [`super::Doorbell::vector`].
+    pub const INTERRUPT: u32 = 8;
+    /// What ends a sleep.
+    pub const WAKES: u32 = KICK | STOP | INTERRUPT;
 }
 
 /// What others may reach of a core while it runs in its own thread.
@@ -33,6 +37,8 @@ pub mod attention {
 pub struct Doorbell {
     /// Bits of [`attention`].
     pub bits: AtomicU32,
+    /// The vector of [`attention::INTERRUPT`].
+    pub vector: AtomicU8,
     /// Shootdown requests made so far.
     pub requested: AtomicU64,
     /// Shootdown requests acknowledged so far.

@@ -1,6 +1,8 @@
 """The language of the `#?` lines in a tiny guest: set-up, expected exits, what to do after each.
 
 Before an entry:  mode M | set AREA BIT | clear AREA BIT | field ENC [|]= V | inject INFO [ERROR] | kick
+                  interrupt VECTOR | vapic OFFSET = V | pidescriptor VECTOR… | eoiexit VECTOR
+                  vmwritebitmap ENC
                   iobitmap PORT | msrbitmap read|write MSR | map GPA PERMS | unmap GPA | poke GPA HEX
                   eptad | shadow | shadowfield ENC = V | vmreadbitmap ENC | virtualapic [VTPR]
                   apicaccess GPA | entrymsr MSR V | exitmsr MSR
@@ -53,6 +55,8 @@ NOT_SKIPPED = {
     "MONITOR_TRAP",
     "TPR_BELOW_THRESHOLD",
     "APIC_ACCESS",
+    "APIC_WRITE",
+    "VIRTUALIZED_EOI",
     "EPT_VIOLATION",
     "EPT_MISCONFIGURATION",
     "PREEMPTION_TIMER",
@@ -130,6 +134,27 @@ class Script:
 
         threading.Thread(target=later, daemon=True).start()
 
+    def _interrupt(self, vector: str) -> None:
+        """An external interrupt, pending when the guest is entered."""
+        self._finish()
+        self.machine.core.interrupt(int(vector, 0))
+
+    def _vapic(self, offset: str, _operator: str, value: str) -> None:
+        self._finish()
+        self.machine.memory.store(self.machine.host_areas["vapic"] + int(offset, 0), 4, int(value, 0))
+
+    def _pidescriptor(self, *vectors: str) -> None:
+        """A posted-interrupt descriptor with these requests and an outstanding notification."""
+        m = self.machine
+        for vector in vectors:
+            self._set_bit(m.host_areas["descriptor"], int(vector, 0))
+        self._set_bit(m.host_areas["descriptor"], 256)
+        m.write(0x2016, m.host_areas["descriptor"])
+
+    def _eoiexit(self, vector: str) -> None:
+        number = int(vector, 0)
+        self._field(f"{0x201C + 2 * (number // 64):#x}", "|=", f"{1 << number % 64:#x}")
+
     def _set_bit(self, page: int, bit: int) -> None:
         pa = page + bit // 64 * 8
         self.machine.poke64(pa, self.machine.peek64(pa) | 1 << bit % 64)
@@ -182,6 +207,9 @@ class Script:
 
     def _vmreadbitmap(self, encoding: str) -> None:
         self._set_bit(self.machine.vmread_bitmap, int(encoding, 0) & 0x7FFF)
+
+    def _vmwritebitmap(self, encoding: str) -> None:
+        self._set_bit(self.machine.vmwrite_bitmap, int(encoding, 0) & 0x7FFF)
 
     def _virtualapic(self, vtpr: str = "0") -> None:
         m = self.machine
@@ -241,7 +269,7 @@ class Script:
         elif key == "rip":
             want, actual = self.symbols.get(text, CODE if text == "start" else -1), m.read(RIP)
         elif key == "stack0":
-            want, actual = int(text, 0), m.peek64(m.read(RSP))
+            want, actual = self.value(text), m.peek64(m.read(RSP))
         elif key == "entryinfo_valid":
             want, actual = int(text, 0), m.read(0x4016) >> 31 & 1
         elif key in GPRS:
@@ -293,6 +321,8 @@ class Script:
         elif what == "vapic":
             want = int(words[1], 0)
             actual = m.peek64(m.host_areas["vapic"] + int(words[0], 0)) & 0xFFFFFFFF
+        elif what == "descriptor":
+            want, actual = int(words[1], 0), m.peek64(m.host_areas["descriptor"] + int(words[0], 0))
         elif what == "gpa8":
             want, actual = int(words[1], 0), m.peek64(int(words[0], 0))
         elif what == "state":

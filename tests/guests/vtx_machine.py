@@ -71,6 +71,7 @@ class VtxMachine:
         self.io_bitmaps = [self.page(), self.page()]
         self.msr_bitmap = self.page()
         self.host_areas = {"entrymsr": self.page(), "exitmsr": self.page(), "vapic": self.page()}
+        self.host_areas["descriptor"] = self.page()
         self.shadow_pa, self.vmread_bitmap, self.vmwrite_bitmap = self.page(), self.page(), self.page()
         self.vmcs = Vmcs(self.memory, self.vmcs_pa)
         self.slots = self.vmcs.slots

@@ -91,6 +91,7 @@ def test_what_is_copied_whole_is_guest_state() -> None:
         "GUEST_SMBASE",
         "GUEST_VMCS_LINK_POINTER",
         "GUEST_PREEMPTION_TIMER",
+        "GUEST_INTERRUPT_STATUS",
     }
 
 

@@ -171,8 +171,8 @@ impl Cpu {
             rip = next;
             self.state.rip = next;
             self.state.retired += 1;
-            // Own writes to code, or a debug trap that an access left behind.
-            if self.state.pending_debug != 0 || self.memory.code_epoch() != epoch {
+            // Own writes to code, or what an access left behind: a debug trap, an exit or interrupt of the virtual APIC.
+            if self.state.pending_debug != 0 || self.boundary || self.memory.code_epoch() != epoch {
                 return Ok(());
             }
         }

@@ -215,6 +215,12 @@ impl PyCore {
         self.inner.doorbell.kick();
     }
 
+    /// An external interrupt with this vector: as `kick`, but an exit that acknowledges reports it, and as the
+    /// notification vector of posted interrupts it has them processed.
+    fn interrupt(&self, vector: u8) {
+        self.inner.doorbell.interrupt(vector);
+    }
+
     /// As `kick`, and for good.
     fn stop(&self) {
         self.inner.doorbell.stop();

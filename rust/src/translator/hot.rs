@@ -58,7 +58,7 @@ pub struct Hot {
     pub tlb_checked: *const TlbEntry,
     /// See `tlb_checked`.
     pub tlb_unchecked: *const TlbEntry,
-    /// Not 0: interrupt-window exiting is on.
+    /// Not 0: somebody waits for RFLAGS.IF, an interrupt window or a virtual interrupt.
     pub window: u64,
     /// Masks for PEXT and PDEP: the arithmetic flags,
     pub status_mask: u64,

@@ -88,7 +88,7 @@ impl Cpu {
     fn set_space(&mut self, linear: u64) {
         let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
-        let window = self.ctl.primary & primary::INTERRUPT_WINDOW;
+        let window = self.ctl.primary & primary::INTERRUPT_WINDOW | u32::from(self.ctl.virtual_interrupt);
         let stamp = self.translation_stamp();
         self.set_controls();
         self.set_crossing();
@@ -243,8 +243,10 @@ impl Cpu {
                 if site.resume.is_null() {
                     return self.goes_elsewhere(seen);
                 }
-                let goes_on =
-                    left >= rest as i64 && self.state.pending_debug == 0 && self.memory.code_log().position() == seen;
+                let goes_on = left >= rest as i64
+                    && self.state.pending_debug == 0
+                    && !self.boundary
+                    && self.memory.code_log().position() == seen;
                 let stamp = self.translation_stamp();
                 let hot = self.state.hot();
                 hot.keep_slots(stamp);

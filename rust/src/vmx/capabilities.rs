@@ -148,9 +148,15 @@ impl Capabilities {
             |pairs: &[(F, u32)]| pairs.iter().filter(|(f, _)| features.has(*f)).fold(0, |bits, (_, bit)| bits | bit);
         let pin_optional = pin::EXTERNAL_INTERRUPT
             | pin::NMI
-            | with(&[(F::VirtualNmis, pin::VIRTUAL_NMIS), (F::PreemptionTimer, pin::PREEMPTION_TIMER)]);
+            | with(&[
+                (F::VirtualNmis, pin::VIRTUAL_NMIS),
+                (F::PreemptionTimer, pin::PREEMPTION_TIMER),
+                (F::PostedInterrupts, pin::POSTED_INTERRUPTS),
+            ]);
         let secondary_optional = with(&[
             (F::ApicVirtualization, secondary::APIC_ACCESSES | secondary::X2APIC),
+            (F::ApicRegisters, secondary::APIC_REGISTER),
+            (F::VirtualInterrupts, secondary::VIRTUAL_INTERRUPT),
             (F::Ept, secondary::EPT),
             (F::DescriptorTableExiting, secondary::DESCRIPTOR_TABLE),
             (F::Rdtscp, secondary::RDTSCP),

@@ -38,6 +38,14 @@ pub struct Controls {
     /// Virtual-APIC page, or [`NONE`] without "use TPR shadow".
     pub virtual_apic_pa: u64,
     pub tpr_threshold: u32,
+    /// Requesting and servicing virtual interrupt (SDM 25.4.2), while the guest runs.
+    pub rvi: u8,
+    pub svi: u8,
+    /// A virtual interrupt is recognized (SDM 30.2.1).
+    pub virtual_interrupt: bool,
+    pub eoi_exit: [u64; 4],
+    pub posted_vector: u8,
+    pub posted_descriptor: u64,
     /// Bitmaps, or [`NONE`] where the control is 0.
     pub io_bitmap_a: u64,
     pub io_bitmap_b: u64,
@@ -50,6 +58,8 @@ pub struct Controls {
     pub tsc_multiplier: u64,
     /// A trap-like VM exit is due after the instruction: its basic reason, 0 = none.
     pub trap_exit: u32,
+    /// Its exit qualification.
+    pub trap_qualification: u64,
 }
 
 impl Default for Controls {
@@ -74,6 +84,12 @@ impl Default for Controls {
             apic_access_pa: NONE,
             virtual_apic_pa: NONE,
             tpr_threshold: 0,
+            rvi: 0,
+            svi: 0,
+            virtual_interrupt: false,
+            eoi_exit: [0; 4],
+            posted_vector: 0,
+            posted_descriptor: 0,
             io_bitmap_a: NONE,
             io_bitmap_b: NONE,
             msr_bitmap: NONE,
@@ -83,6 +99,7 @@ impl Default for Controls {
             tsc_offset: 0,
             tsc_multiplier: 1 << 48,
             trap_exit: 0,
+            trap_qualification: 0,
         }
     }
 }
@@ -117,6 +134,17 @@ impl Controls {
             apic_access_pa: address(secondary_bits & secondary::APIC_ACCESSES != 0, slot::APIC_ACCESS_ADDRESS),
             virtual_apic_pa: address(primary_bits & primary::TPR_SHADOW != 0, slot::VIRTUAL_APIC_ADDRESS),
             tpr_threshold: v.get32(slot::TPR_THRESHOLD),
+            rvi: 0,
+            svi: 0,
+            virtual_interrupt: false,
+            eoi_exit: if secondary_bits & secondary::VIRTUAL_INTERRUPT != 0 {
+                [slot::EOI_EXIT_BITMAP0, slot::EOI_EXIT_BITMAP1, slot::EOI_EXIT_BITMAP2, slot::EOI_EXIT_BITMAP3]
+                    .map(|s| v.get(s))
+            } else {
+                [0; 4]
+            },
+            posted_vector: v.get(slot::POSTED_INTERRUPT_VECTOR) as u8,
+            posted_descriptor: v.get(slot::POSTED_INTERRUPT_DESCRIPTOR),
             io_bitmap_a: address(io, slot::IO_BITMAP_A),
             io_bitmap_b: address(io, slot::IO_BITMAP_B),
             msr_bitmap: address(primary_bits & primary::MSR_BITMAPS != 0, slot::MSR_BITMAP),
@@ -130,6 +158,7 @@ impl Controls {
                 1 << 48
             },
             trap_exit: 0,
+            trap_qualification: 0,
         }
     }
 
@@ -138,6 +167,13 @@ impl Controls {
     #[must_use]
     pub const fn ept(&self) -> bool {
         self.secondary & secondary::EPT != 0
+    }
+
+    /// "Virtual-interrupt delivery".
+    #[inline]
+    #[must_use]
+    pub const fn delivers_interrupts(&self) -> bool {
+        self.secondary & secondary::VIRTUAL_INTERRUPT != 0
     }
 
     /// "Unrestricted guest".

@@ -54,6 +54,7 @@ impl Cpu {
         self.update_mode();
         self.mmu_enter();
         self.load_pdpte_registers();
+        self.load_virtual_interrupts(self.vmcs.get(slot::GUEST_INTERRUPT_STATUS));
         let loaded = self.load_msrs();
         // The stamps enclose what the guest executes: loading and saving its state is the transition's time.
         self.state.entry_time = self.clock.now(self.state.retired);
@@ -168,7 +169,7 @@ impl Cpu {
     /// SDM 27.5 and 27.6: event injection, and a TPR below the threshold.
     fn inject_event(&mut self) -> Exec {
         let both = self.ctl.primary & primary::TPR_SHADOW != 0 && self.ctl.secondary & secondary::APIC_ACCESSES != 0;
-        if both {
+        if both && !self.ctl.delivers_interrupts() {
             self.check_tpr_threshold();
         }
         let info = self.vmcs.get32(slot::ENTRY_INTERRUPTION_INFO);

@@ -65,9 +65,13 @@ impl Cpu {
             },
             None => {}
         }
-        if self.exit.reason == reason::EXTERNAL_INTERRUPT && self.ctl.exit & ctl::ACKNOWLEDGE != 0 {
-            // The host's event has no vector: acknowledging gives the spurious one.
-            self.exit.interruption_info = SPURIOUS_VECTOR | VALID;
+        if self.exit.reason == reason::EXTERNAL_INTERRUPT {
+            // A kick and a deadline have no vector: acknowledging gives the spurious one.
+            self.exit.interruption_info = match self.exit.interruption_info {
+                _ if self.ctl.exit & ctl::ACKNOWLEDGE == 0 => 0,
+                0 => SPURIOUS_VECTOR | VALID,
+                info => info,
+            };
         }
         self.save_resume_flag(vectoring);
         let exit = &self.exit;
@@ -134,6 +138,9 @@ impl Cpu {
         if exit & ctl::SAVE_TIMER != 0 {
             let left = if self.exit.reason == reason::PREEMPTION_TIMER { 0 } else { self.preemption_timer_value() };
             v.set(slot::GUEST_PREEMPTION_TIMER, u64::from(left));
+        }
+        if let Some(status) = self.interrupt_status() {
+            v.set(slot::GUEST_INTERRUPT_STATUS, status);
         }
         let long = s.efer & cr::EFER_LMA != 0;
         if self.model.vmx.misc & misc::EXIT_STORES_LMA != 0 {

@@ -114,7 +114,8 @@ features! {
     vmx {
         Ept "ept", EptAd "ept_ad", Ept1gb "ept_1gb", EptExecuteOnly "ept_x_only", Vpid "vpid",
         UnrestrictedGuest "unrestricted_guest", VmcsShadowing "vmcs_shadowing", TprShadow "tpr_shadow",
-        ApicVirtualization "apic_virtualization", PreemptionTimer "preemption_timer", VirtualNmis "vnmi",
+        ApicVirtualization "apic_virtualization", ApicRegisters "vapic_reg", VirtualInterrupts "vid",
+        PostedInterrupts "posted_intr", PreemptionTimer "preemption_timer", VirtualNmis "vnmi",
         MonitorTrap "mtf", MsrBitmaps "msr_bitmaps", TscScaling "tsc_scaling",
         DescriptorTableExiting "descriptor_table_exiting", RdrandExiting "rdrand_exiting",
         RdseedExiting "rdseed_exiting", WbinvdExiting "wbinvd_exiting", PauseExiting "pause_exiting",
@@ -148,6 +149,8 @@ impl Feature {
             F::Avx2 | F::Fma | F::F16c => &[F::Avx],
             F::UnrestrictedGuest | F::EptAd | F::Ept1gb | F::EptExecuteOnly => &[F::Vmx, F::Ept],
             F::ApicVirtualization => &[F::Vmx, F::TprShadow],
+            F::ApicRegisters | F::VirtualInterrupts => &[F::Vmx, F::ApicVirtualization],
+            F::PostedInterrupts => &[F::Vmx, F::VirtualInterrupts],
             F::Ept
             | F::Vpid
             | F::VmcsShadowing

@@ -177,6 +177,7 @@ fields! {
             GUEST_SMBASE = 0x4828,
             GUEST_VMCS_LINK_POINTER = 0x2800,
             GUEST_PREEMPTION_TIMER = 0x482e,
+            GUEST_INTERRUPT_STATUS = 0x0810,
         }
     }
     Host {
@@ -229,6 +230,12 @@ fields! {
             APIC_ACCESS_ADDRESS = 0x2014,
             EPT_POINTER = 0x201a,
             VPID = 0x0000,
+            POSTED_INTERRUPT_VECTOR = 0x0002,
+            POSTED_INTERRUPT_DESCRIPTOR = 0x2016,
+            EOI_EXIT_BITMAP0 = 0x201c,
+            EOI_EXIT_BITMAP1 = 0x201e,
+            EOI_EXIT_BITMAP2 = 0x2020,
+            EOI_EXIT_BITMAP3 = 0x2022,
             VMREAD_BITMAP = 0x2026,
             VMWRITE_BITMAP = 0x2028,
             XSS_EXITING_BITMAP = 0x202c,

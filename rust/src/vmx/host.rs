@@ -15,6 +15,11 @@ impl Cpu {
     }
 
     /// Four bytes of the virtual-APIC page.
+    pub(super) fn host_u32(&self, pa: u64) -> u32 {
+        if self.memory.contains(pa, 4) { self.memory.read(pa) } else { !0 }
+    }
+
+    /// Writes them.
     pub(super) fn set_host_u32(&self, pa: u64, value: u32) {
         if self.memory.contains(pa, 4) {
             self.memory.write(pa, value);

@@ -13,6 +13,13 @@ impl Doorbell {
         self.ring(attention::KICK);
     }
 
+    /// An external interrupt with a vector: the same, and an exit that acknowledges reports it, but where it is the
+    /// notification of posted interrupts.
+    pub fn interrupt(&self, vector: u8) {
+        self.vector.store(vector, Ordering::Release);
+        self.ring(attention::INTERRUPT);
+    }
+
     /// Ends the run and every later one.
     pub fn stop(&self) {
         self.ring(attention::STOP);
@@ -30,7 +37,7 @@ impl Doorbell {
     pub fn sleep(&self, until_ns: u64) -> bool {
         loop {
             let bits = self.bits.load(Ordering::Acquire);
-            if bits & (attention::KICK | attention::STOP) != 0 {
+            if bits & attention::WAKES != 0 {
                 return true;
             }
             if monotonic_ns() >= until_ns {
@@ -68,7 +75,7 @@ impl Cpu {
     pub fn wait(&mut self, until: u64) -> bool {
         let kicked = match &mut self.clock {
             Clock::Virtual { skipped } => {
-                let kicked = self.doorbell.bits.load(Ordering::Acquire) & (attention::KICK | attention::STOP) != 0;
+                let kicked = self.doorbell.bits.load(Ordering::Acquire) & attention::WAKES != 0;
                 if !kicked {
                     let now = self.state.retired.wrapping_add(*skipped);
                     *skipped = skipped.wrapping_add(until.saturating_sub(now));

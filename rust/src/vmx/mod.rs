@@ -23,6 +23,7 @@ pub mod reasons;
 pub mod shadow;
 pub mod time;
 pub mod unit;
+mod virtual_interrupts;
 pub mod vmcs;
 
 pub use apic::ApicAccess;

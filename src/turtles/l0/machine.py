@@ -29,7 +29,7 @@ from turtles.silicon import Core, Memory, Model
 from turtles.silicon._silicon import REVISION
 
 # Features of silicon that L1 is not offered: what serves nobody below a hypervisor.
-NOT_FOR_L1: Final = ("monitor",)
+NOT_FOR_L1: Final = ("monitor", "vapic_reg", "vid", "posted_intr")
 
 # Memory modes, and what L1 is not offered in them. Without EPT of its own L1 shadows L2's page tables.
 MODES: Final[dict[str, tuple[str, ...]]] = {"multidim": (), "shadow-on-ept": ("ept",)}

@@ -217,6 +217,11 @@ class Core:
         """The rule that the last `enter` found broken, if it failed."""
     def kick(self) -> None:
         """Ends the run, or the next one, with an external-interrupt exit. From any thread."""
+    def interrupt(self, vector: int) -> None:
+        """An external interrupt: as `kick`, but an exit that acknowledges interrupts reports the vector.
+
+        Where it is the notification vector of posted interrupts it does not exit: they are processed.
+        """
     def stop(self) -> None:
         """As `kick`, and for good: every later `enter` returns at once. From any thread."""
     def wait(self, deadline: int | None = None) -> bool:

@@ -16,6 +16,7 @@ use crate::cpu::{Cpu, attention};
 use crate::state::flag;
 use crate::stop::{Event, EventKind, Exec, Stop, vector};
 use crate::vmx::bits::primary;
+use crate::vmx::information::VALID;
 use crate::vmx::reason;
 
 pub use debug::{BREAKPOINT_ENABLED, DEBUGCTL_BTF, DR6_BD, DR6_BS};
@@ -74,7 +75,8 @@ impl Cpu {
             || self.ctl.primary & primary::NMI_WINDOW != 0 && s.interruptibility & blocking::NMI == 0
             || self.ctl.trap_exit != 0
             || self.events.monitor_trap
-            || self.doorbell.bits.load(Ordering::Relaxed) & attention::KICK != 0
+            || self.virtual_interrupt_flagged()
+            || self.doorbell.bits.load(Ordering::Relaxed) & (attention::KICK | attention::INTERRUPT) != 0
     }
 
     /// Forgets what the last run left between boundaries. VM entry calls it before it injects.
@@ -95,7 +97,8 @@ impl Cpu {
     }
 
     /// Takes the events that are due at this boundary, by priority (SDM vol. 3, table 6-2, 26.5.2,
-    /// 26.7.x): trap-like VM exits, MTF, debug traps, preemption timer, NMI window, interrupt window, kick, instruction
+    /// 26.7.x): trap-like VM exits, MTF, debug traps, preemption timer, NMI window, interrupt window or virtual interrupt, external
+    /// interrupt, kick, instruction
     /// breakpoint. Delivers what goes through the IDT; ends the run with what is a VM exit.
     /// Nothing comes between the attempts at an instruction that exits for its device accesses.
     /// `rip` = `next_rip` = the next instruction. When it returns with `activity` = HLT, nothing is to be
@@ -121,7 +124,9 @@ impl Cpu {
     fn one_event(&mut self) -> Exec<bool> {
         if self.ctl.trap_exit != 0 {
             let reason = std::mem::take(&mut self.ctl.trap_exit);
-            return Err(self.exit_boundary(reason));
+            let stop = self.exit_boundary(reason);
+            self.exit.qualification = self.ctl.trap_qualification;
+            return Err(stop);
         }
         if self.events.monitor_trap {
             return Err(self.exit_boundary(reason::MONITOR_TRAP));
@@ -147,6 +152,16 @@ impl Cpu {
             && blocked & (blocking::MOV_SS | blocking::STI) == 0
         {
             return Err(self.exit_boundary(reason::INTERRUPT_WINDOW));
+        }
+        if awake && self.virtual_interrupt_flagged() && blocked & (blocking::MOV_SS | blocking::STI) == 0 {
+            self.deliver_virtual_interrupt()?;
+            return Ok(true);
+        }
+        if self.doorbell.bits.load(Ordering::Acquire) & attention::INTERRUPT != 0 {
+            let Some(vector) = self.take_interrupt() else { return Ok(true) };
+            let stop = self.exit_boundary(reason::EXTERNAL_INTERRUPT);
+            self.exit.interruption_info = VALID | u32::from(vector);
+            return Err(stop);
         }
         if self.doorbell.bits.load(Ordering::Acquire) & attention::KICK != 0 {
             self.doorbell.bits.fetch_and(!attention::KICK, Ordering::AcqRel);

@@ -40,6 +40,28 @@ pub(super) const RULES: &[Rule] = &[
     rule(Controls, EXECUTION, "x2apic_needs_tpr_shadow", "no x2APIC virtualization without TPR shadow", |v| {
         v.primary(primary::TPR_SHADOW) || !v.secondary(secondary::X2APIC)
     }),
+    rule(Controls, EXECUTION, "apic_register_needs_tpr_shadow", "no APIC-register virtualization without it", |v| {
+        v.primary(primary::TPR_SHADOW) || !v.secondary(secondary::APIC_REGISTER)
+    }),
+    rule(Controls, EXECUTION, "virtual_interrupt_needs_tpr_shadow", "no virtual-interrupt delivery without it", |v| {
+        v.primary(primary::TPR_SHADOW) || !v.secondary(secondary::VIRTUAL_INTERRUPT)
+    }),
+    rule(Controls, EXECUTION, "virtual_interrupt_needs_exiting", "nor without external-interrupt exiting", |v| {
+        v.pin & pin::EXTERNAL_INTERRUPT != 0 || !v.secondary(secondary::VIRTUAL_INTERRUPT)
+    }),
+    rule(Controls, EXECUTION, "posted_needs_virtual_interrupt", "posted interrupts: virtual-interrupt delivery", |v| {
+        v.pin & pin::POSTED_INTERRUPTS == 0 || v.secondary(secondary::VIRTUAL_INTERRUPT)
+    }),
+    rule(Controls, EXECUTION, "posted_needs_acknowledge", "posted interrupts: acknowledge interrupt on exit", |v| {
+        v.pin & pin::POSTED_INTERRUPTS == 0 || v.exit & exit::ACKNOWLEDGE != 0
+    }),
+    rule(Controls, EXECUTION, "posted_vector", "posted interrupts: the notification vector is 0 to 255", |v| {
+        v.pin & pin::POSTED_INTERRUPTS == 0 || v.get(slot::POSTED_INTERRUPT_VECTOR) & 0xff00 == 0
+    }),
+    rule(Controls, EXECUTION, "posted_descriptor", "posted interrupts: a descriptor of 64 aligned bytes", |v| {
+        let address = v.get(slot::POSTED_INTERRUPT_DESCRIPTOR);
+        v.pin & pin::POSTED_INTERRUPTS == 0 || address & 63 == 0 && v.physical(address)
+    }),
     rule(Controls, EXECUTION, "virtual_nmis_need_nmi_exiting", "no virtual NMIs without NMI exiting", |v| {
         v.pin & pin::NMI != 0 || v.pin & pin::VIRTUAL_NMIS == 0
     }),
@@ -107,10 +129,10 @@ pub(super) const RULES: &[Rule] = &[
 /// What can change at each entry: TPR threshold and event injection.
 pub(super) const EVENT_RULES: &[Rule] = &[
     rule(Event, EXECUTION, "tpr_threshold_reserved", "bits 31:4 of the TPR threshold are 0", |v| {
-        !v.primary(primary::TPR_SHADOW) || v.get(slot::TPR_THRESHOLD) & 0xffff_fff0 == 0
+        !v.uses_tpr_threshold() || v.get(slot::TPR_THRESHOLD) & 0xffff_fff0 == 0
     }),
     rule(Event, EXECUTION, "tpr_threshold_above_vtpr", "the TPR threshold is not above VTPR 7:4", |v| {
-        !v.primary(primary::TPR_SHADOW)
+        !v.uses_tpr_threshold()
             || v.secondary(secondary::APIC_ACCESSES)
             || v.get(slot::TPR_THRESHOLD) & 15 <= (v.read)(v.get(slot::VIRTUAL_APIC_ADDRESS) + 0x80) >> 4 & 15
     }),

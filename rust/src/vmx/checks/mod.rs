@@ -167,6 +167,11 @@ impl<'a> View<'a> {
         self.primary & bit != 0
     }
 
+    /// With virtual-interrupt delivery the TPR threshold is not looked at.
+    fn uses_tpr_threshold(&self) -> bool {
+        self.primary(primary::TPR_SHADOW) && !self.secondary(secondary::VIRTUAL_INTERRUPT)
+    }
+
     fn unrestricted(&self) -> bool {
         self.secondary(secondary::UNRESTRICTED)
     }

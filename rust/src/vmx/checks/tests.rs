@@ -164,6 +164,7 @@ fn valid_ones_break_nothing() {
         Fixture::valid_v8086(),
         Fixture::valid_host_32(),
         Fixture::valid().unrestricted(),
+        delivering(),
     ] {
         assert_eq!(f.broken(), (vec![], None));
     }
@@ -229,6 +230,18 @@ breaks! {
         f.set(slot::TPR_THRESHOLD, 3)
     };
     x2apic_needs_tpr_shadow: Fixture::valid(), |f| f.secondary(secondary::X2APIC);
+    apic_register_needs_tpr_shadow: Fixture::valid(), |f| f.secondary(secondary::APIC_REGISTER);
+    virtual_interrupt_needs_tpr_shadow: Fixture::valid(), |f| f.secondary(secondary::VIRTUAL_INTERRUPT);
+    virtual_interrupt_needs_exiting: delivering(), |f| {
+        f.clear(slot::PIN_CONTROLS, (pin::EXTERNAL_INTERRUPT | pin::POSTED_INTERRUPTS).into())
+    };
+    posted_needs_virtual_interrupt: delivering(), |f| {
+        f.clear(slot::SECONDARY_CONTROLS, secondary::VIRTUAL_INTERRUPT.into());
+        f.set(slot::TPR_THRESHOLD, 0)
+    };
+    posted_needs_acknowledge: delivering(), |f| f.clear(slot::EXIT_CONTROLS, exit::ACKNOWLEDGE.into());
+    posted_vector: delivering(), |f| f.set(slot::POSTED_INTERRUPT_VECTOR, 0x100);
+    posted_descriptor: delivering(), |f| f.set(slot::POSTED_INTERRUPT_DESCRIPTOR, 0x1020);
     virtual_nmis_need_nmi_exiting: Fixture::valid(), |f| f.clear(slot::PIN_CONTROLS, pin::NMI.into());
     nmi_window_needs_virtual_nmis: Fixture::valid(), |f| {
         f.clear(slot::PIN_CONTROLS, pin::VIRTUAL_NMIS.into());
@@ -487,6 +500,20 @@ breaks! {
     link_pointer_shadow: Fixture::valid(), |f| f.set(slot::GUEST_VMCS_LINK_POINTER, LINKED_SHADOW);
     link_pointer_current: Fixture::valid(), |f| f.set(slot::GUEST_VMCS_LINK_POINTER, HERE);
     link_pointer_address: Fixture::valid(), |f| f.set(slot::GUEST_VMCS_LINK_POINTER, LINKED_MISALIGNED);
+}
+
+/// With virtual-interrupt delivery and posted interrupts; the TPR threshold is then not looked at.
+fn delivering() -> Fixture {
+    let mut f = Fixture::valid();
+    f.primary(primary::TPR_SHADOW);
+    f.secondary(secondary::VIRTUAL_INTERRUPT | secondary::APIC_REGISTER);
+    f.or(slot::PIN_CONTROLS, pin::POSTED_INTERRUPTS.into());
+    f.or(slot::EXIT_CONTROLS, exit::ACKNOWLEDGE.into());
+    f.set(slot::VIRTUAL_APIC_ADDRESS, APIC_PAGE);
+    f.set(slot::POSTED_INTERRUPT_VECTOR, 0xf2);
+    f.set(slot::POSTED_INTERRUPT_DESCRIPTOR, 0x1040);
+    f.set(slot::TPR_THRESHOLD, 0xff);
+    f
 }
 
 /// Answered as a VMCS region, but no page.
