@@ -628,6 +628,46 @@ def test_virtualized_x2apic() -> None:
     assert machine.memory.load(machine.slots[f.VIRTUAL_APIC_ADDRESS] + 0x80, 4) == 0x70
 
 
+def test_apic_registers() -> None:
+    """SDM 30.5: with APIC-register virtualization RDMSR reads any register from the virtual-APIC page."""
+    machine = virtual_apic("0f 32", x2apic=True)
+    machine.primary(controls.PRIMARY_MSR_BITMAPS)
+    machine.secondary(controls.SECONDARY_APIC_REGISTER)
+    machine.slots[f.MSR_BITMAP] = machine.page()
+    machine.memory.store(machine.slots[f.VIRTUAL_APIC_ADDRESS] + 0x20, 4, 0x1234)
+    machine.state[slots.RCX] = 0x802
+    assert machine.run() == ExitReason.CPUID
+    assert machine.gpr("RAX") == 0x1234
+
+
+def test_virtual_interrupts() -> None:
+    """SDM 30.1.5: a self-IPI while RFLAGS.IF is 0 is requested in RVI and VIRR."""
+    machine = virtual_apic("0f 30", x2apic=True)
+    machine.primary(controls.PRIMARY_MSR_BITMAPS)
+    machine.secondary(controls.SECONDARY_VIRTUAL_INTERRUPT)
+    machine.slots[f.MSR_BITMAP] = machine.page()
+    machine.state[slots.RCX], machine.state[slots.RAX], machine.state[slots.RDX] = 0x83F, 0x45, 0
+    assert machine.run() == ExitReason.CPUID
+    assert machine.slots[f.GUEST_INTERRUPT_STATUS] == 0x45
+    assert machine.memory.load(machine.slots[f.VIRTUAL_APIC_ADDRESS] + 0x220, 4) == 1 << 5
+
+
+def test_posted_interrupts() -> None:
+    """SDM 30.6: the notification vector moves requests from the descriptor to VIRR and RVI, and does not exit."""
+    machine = virtual_apic("90")
+    machine.secondary(controls.SECONDARY_VIRTUAL_INTERRUPT)
+    machine.slots[f.PIN_CONTROLS] |= controls.PIN_POSTED_INTERRUPTS
+    machine.slots[f.EXIT_CONTROLS] |= controls.EXIT_ACKNOWLEDGE
+    machine.slots[f.POSTED_INTERRUPT_VECTOR] = 0xF2
+    machine.slots[f.POSTED_INTERRUPT_DESCRIPTOR] = descriptor = machine.page()
+    machine.memory.store(descriptor + 8, 8, 1 << 6)
+    machine.memory.store(descriptor + 32, 8, 0xF2_0001)
+    machine.core.interrupt(0xF2)
+    assert machine.run() == ExitReason.CPUID
+    assert machine.slots[f.GUEST_INTERRUPT_STATUS] == 70
+    assert [machine.memory.load(descriptor + at, 8) for at in (8, 32)] == [0, 0xF2_0000]
+
+
 # --- time ---
 
 
