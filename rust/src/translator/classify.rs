@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, InstructionInfoFactory, Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register};
 
-use super::fragment::System;
+use super::fragment::{Repeat, System};
 use super::variant::{AVX, SMAP, SSE, SUPERVISOR};
 use crate::decode::Insn;
 use crate::interpreter::vector::features::code_offered;
@@ -103,6 +103,8 @@ pub enum Plan {
     BitString,
     /// See [`System`].
     System(System),
+    /// REP STOS, REP MOVS.
+    Repeat(Repeat),
 }
 
 fn is_integer(m: M) -> bool {
@@ -271,6 +273,9 @@ pub fn classify(insn: &Insn, variant: u8, infos: &mut InstructionInfoFactory) ->
     }
     if let Some(system) = System::of(insn, variant) {
         return Plan::System(system);
+    }
+    if let Some(repeat) = Repeat::of(insn) {
+        return Plan::Repeat(repeat);
     }
     let wide = |r: Register| r.is_gpr64();
     match m {

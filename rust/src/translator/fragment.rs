@@ -4,8 +4,10 @@
 //! itself calls the interpreter's handler. No RIP and nothing of a level's controls is in the code.
 
 mod bits;
+mod strings;
 mod system;
 
+pub use strings::Repeat;
 pub use system::System;
 
 use iced_x86::{InstructionInfoFactory, OpKind};
@@ -255,6 +257,7 @@ impl Builder<'_> {
             Plan::AccessCheck(off) => self.access_check(n, *off),
             Plan::BitString => Encoding::parse(bytes).and_then(|e| self.bit_string(n, &e)),
             Plan::System(system) => self.system(n, *system),
+            Plan::Repeat(repeat) => self.repeat(n, *repeat),
         };
         if let Some(ended) = done {
             self.draft.native += 1;

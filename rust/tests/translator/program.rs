@@ -406,6 +406,31 @@ fn bit_string(rng: &mut StdRng, kind: Kind) -> Vec<u8> {
     bytes
 }
 
+/// REP STOS or REP MOVS of a few elements; MOVS from where RBX points to, STOS with flags that are read behind it.
+fn repeat(rng: &mut StdRng) -> Vec<u8> {
+    let count: u32 = if rng.random_range(0..8) == 0 { 600 } else { rng.random_range(0..40) };
+    let mut bytes = vec![0xb9];
+    bytes.extend(count.to_le_bytes());
+    let moves = rng.random_range(0..2) == 0;
+    if moves {
+        bytes.extend([[0x48, 0x89, 0xde], [0x48, 0x89, 0xfe], [0x48, 0x8d, 0x37]][rng.random_range(0..3)]);
+        bytes.extend([0x48, 0xff, 0xc6]); // inc rsi
+    }
+    if rng.random_range(0..12) == 0 {
+        bytes.push(0xfd);
+    }
+    if rng.random_range(0..4) == 0 {
+        bytes.push(0x66);
+    }
+    bytes.push([0xf3, 0xf3, 0xf3, 0xf2][rng.random_range(0..4)]);
+    if rng.random_range(0..2) == 0 {
+        bytes.push(0x48);
+    }
+    bytes.push(if moves { 0xa4 } else { 0xaa } | rng.random_range(0..2));
+    bytes.extend([0x0f, 0x92, 0xc0]); // setb al
+    bytes
+}
+
 const JCC_FAR: usize = 6;
 
 /// Branches: to instruction `to`, filled in when all places are known.
@@ -512,6 +537,7 @@ pub fn program(rng: &mut StdRng, kind: Kind, infos: &mut InstructionInfoFactory)
                 };
                 Piece::ToUser(flags, to)
             }
+            14 if !kind.native => Piece::Plain(repeat(rng)),
             12..14 if kind.kernel => Piece::Plain(vec![0x0f, 0x05]),
             10 if !kind.native => Piece::Plain(SYSTEM[rng.random_range(0..SYSTEM.len())].to_vec()),
             11 if kind.undefined_flags => Piece::Plain(bit_string(rng, kind)),
