@@ -42,18 +42,13 @@ impl Cpu {
         let s = &*self.state;
         let (star, own) = (s.star, u64::from(s.efer & cr::EFER_SCE == 0 || s.cr4 & cr::CR4_TSD != 0));
         let odd = u64::from(s.fmask & flag::AC == 0);
-        let window = self.ctl.primary & crate::vmx::bits::primary::INTERRUPT_WINDOW;
         let (user, kernel, change) = self.privilege_arrays();
         let hot: &mut Hot = self.state.hot();
         let (down, up) = (star >> 32, star >> 48);
         hot.to_kernel =
             Side { refused: own | odd, cs: down & 0xfffc, ss: (down & 0xfffc).wrapping_add(8) & 0xfffc, tlb: kernel };
-        hot.to_user = Side {
-            refused: own | u64::from(window),
-            cs: up.wrapping_add(16) & 0xfffc | 3,
-            ss: up.wrapping_add(8) & 0xfffc | 3,
-            tlb: user,
-        };
+        hot.to_user =
+            Side { refused: own, cs: up.wrapping_add(16) & 0xfffc | 3, ss: up.wrapping_add(8) & 0xfffc | 3, tlb: user };
         hot.epoch_change = u64::from(change) << 48;
     }
 }
@@ -106,6 +101,10 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
     a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(to_user.refused))); // cmp qword [refused], 0
     a.bytes(&[0]);
     let refused = a.jcc_later(cc::NE);
+    // IF may become 1.
+    a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
+    a.bytes(&[0]);
+    let window = a.jcc_later(cc::NE);
     a.op_reg(false, 0xf7, 0, R11); // test r11d, imm32
     a.bytes(&ODD.to_le_bytes());
     let odd = a.jcc_later(cc::NE);
@@ -122,7 +121,7 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
     a.mov(reg::S0, RCX);
     let go = a.jmp_later();
     a.bind(go, g.lookup_saved);
-    for away in [refused, odd, beyond] {
+    for away in [refused, window, odd, beyond] {
         a.bind_here(away);
     }
     restore_flags(a);
