@@ -162,6 +162,9 @@ class Vcpu:
             v[F.GUEST_INTERRUPTIBILITY] = blocking & ~3
         if v[F.GUEST_RFLAGS] & X.RFLAGS_TF:
             v[F.GUEST_PENDING_DEBUG] |= X.PENDING_SINGLE_STEP
+        if v[F.PRIMARY_CONTROLS] & C.PRIMARY_MONITOR_TRAP:
+            # Only L2's: that exit follows what L0 has done in L2's place too (SDM 26.5.2).
+            v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_OTHER
 
     def inject_exception(self, vector: int, error: int | None = None) -> None:
         """The context takes a hardware exception at its next entry; in L2, L1 may intercept it."""

@@ -16,8 +16,8 @@ static u8 table[16];
 I(hlt, "hlt")
 I(invlpg, "invlpg 0x12345678")
 I(rdpmc, "rdpmc" ::"c"(0) : "rax", "rdx")
-I(rdtsc, "rdtsc" :: : "rax",
-  "rdx") I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax") I(cr3s, "mov %%cr3, %%rax" :: : "rax")
+I(rdtsc, "rdtsc" :: : "rax", "rdx")
+I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax") I(cr3s, "mov %%cr3, %%rax" :: : "rax")
     I(cr8l, "xor %%eax, %%eax; mov %%rax, %%cr8" :: : "rax") I(cr8s, "mov %%cr8, %%rax" :: : "rax")
         I(monitor, "monitor" ::"a"(table), "c"(0),
           "d"(0)) I(mwait, "mwait" ::"a"(0), "c"(0)) I(pause, "pause") I(cpuid_, "cpuid" ::"a"(0), "c"(0) : "rbx",

@@ -20,6 +20,8 @@ TYPE_HARDWARE: Final = 3 << 8
 TYPE_SOFTWARE_INTERRUPT: Final = 4 << 8
 TYPE_PRIVILEGED: Final = 5 << 8
 TYPE_SOFTWARE_EXCEPTION: Final = 6 << 8
+TYPE_OTHER: Final = 7 << 8
+"""Of an injected event, with vector 0: a pending MTF VM exit."""
 
 ENTRY_FAILURE: Final = 1 << 31  # of the exit reason
 SHADOW_VMCS: Final = 1 << 31  # of the revision identifier
