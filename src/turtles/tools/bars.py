@@ -26,7 +26,8 @@ class Bar:
     """A line of the table: a ratio, what it may be at most, and what it is made of."""
 
     what: str
-    limit: float
+    limit: float | None
+    """None: it is measured and shown, and nothing is asked of it."""
     value: float | None
     unit: str = ""
     parts: tuple[tuple[str, float], ...] = ()
@@ -38,13 +39,14 @@ class Bar:
         """None where a run is missing."""
         if self.value is None:
             return None
-        return (
-            self.condition and self.value <= self.limit and all(v <= (self.worst or v) for _, v in self.parts)
-        )
+        within = self.limit is None or self.value <= self.limit
+        return self.condition and within and all(v <= (self.worst or v) for _, v in self.parts)
 
     @property
     def verdict(self) -> str:
         """In a word."""
+        if self.limit is None and self.value is not None:
+            return "measured"
         return {None: "not measured", True: "reached", False: "not reached"}[self.reached]
 
 
@@ -126,8 +128,15 @@ def shown(bar: Bar) -> tuple[str, str, str, str]:
     """Cells: what, value, limit, verdict."""
     unit = f" {bar.unit}" if bar.unit else ""
     value = "–" if bar.value is None else f"{bar.value:.2f}{unit}"
-    limit = f"≤ {bar.limit:g}{unit}" + (f", no row above {bar.worst:g}" if bar.worst else "")
-    return bar.what, value, limit, bar.verdict
+    return bar.what, value, asked(bar), bar.verdict
+
+
+def asked(bar: Bar) -> str:
+    """What a bar asks for."""
+    if bar.limit is None:
+        return "–"
+    unit = f" {bar.unit}" if bar.unit else ""
+    return f"≤ {bar.limit:g}{unit}" + (f", no row above {bar.worst:g}" if bar.worst else "")
 
 
 def figures(m: Medians, keep: Callable[[Key], bool] = lambda key: True) -> list[dict[str, str | float]]:

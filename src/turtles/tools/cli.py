@@ -258,19 +258,29 @@ def trace(path: str, lines: bool, slowest: int, as_json: bool, perfetto: str | N
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["silicon", "peers", "determinism", "determinism-tower"]))
-@click.option("--pairs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each peer.")
-@click.option("--quick", is_flag=True, help="Micro-benchmarks only, in fewer rounds.")
+@click.argument("name", type=click.Choice(["silicon", "peers", "paper", "determinism", "determinism-tower"]))
+@click.option("--pairs", type=click.IntRange(min=1), help="Runs of each peer [1; of paper 2, 1 if quick].")
+@click.option("--quick", is_flag=True, help="Micro-benchmarks only, in fewer rounds; of paper a small part.")
+@click.option("--embedded", is_flag=True, help="paper: only the embedded tower, which needs no packages.")
+@click.option("--only", multiple=True, metavar="NAME", help="paper: only this configuration (repeat).")
+@click.option("--renew", is_flag=True, help="paper: forget what an earlier run of it measured.")
 @click.option("--standard", is_flag=True, help="Also boot the standard kernel (xz), which takes longer.")
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Length of the micro-benchmarks.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Length of the micro-benchmarks; of everything in paper.",
+)
 @click.option("--repeats", type=click.IntRange(min=1), help="In each run; the first warms up.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Only these micro-benchmarks (repeat).")
 @click.option("--json", "json_path", metavar="FILE", help="Where results go [bench/results/NAME.json].")
 @click.option("--page", metavar="FILE", help="Where the HTML page goes [beside the JSON].")
 def bench(
     name: str,
-    pairs: int,
+    pairs: int | None,
     quick: bool,
+    embedded: bool,
+    only: tuple[str, ...],
+    renew: bool,
     standard: bool,
     scale: float | None,
     repeats: int | None,
@@ -278,10 +288,20 @@ def bench(
     json_path: str | None,
     page: str | None,
 ) -> None:
-    """Measure: silicon beside this host, everything beside QEMU's TCG, or whether virtual time repeats."""
+    """Measure.
+
+    silicon: beside this host; peers: beside QEMU's TCG; paper: the Turtles paper's evaluation, going on where
+    it was ended; determinism: whether virtual time repeats.
+    """
+    if name == "paper":
+        from turtles.tools.paper.command import PaperOptions, run
+
+        raise SystemExit(
+            run(PaperOptions(quick, embedded, pairs, only, scale or 1.0, renew, json_path, page))
+        )
     from turtles.tools.bench import BenchOptions, run_bench
 
-    options = BenchOptions(name, pairs, standard, quick, scale, repeats, rows, json_path, page)
+    options = BenchOptions(name, pairs or 1, standard, quick, scale, repeats, rows, json_path, page)
     raise SystemExit(run_bench(options))
 
 

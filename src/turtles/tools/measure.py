@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,8 @@ from turtles.tools.options import Failure
 MEMORY: Final = "1G"
 LONGEST_RUN_S: Final = 3600.0
 RESULT: Final = re.compile(r"BENCH (\S+) (\d+) ([\d.]+)$")
+BEGIN: Final = "begin."
+"""Before a row's name: what it times begins now."""
 CLOCK_TOLERANCE: Final = 0.001
 CLOCK_SHORTEST_S: Final = 5.0  # below, the console's own delay would be larger than the tolerance
 
@@ -45,15 +47,24 @@ class Settings:
     rows: tuple[str, ...] = ()
     programs: bool = True
     levels: int = 2
+    named: tuple[str, ...] = ()
+    """Programs by name, in place of the usual ones."""
+    at: tuple[int, ...] = ()
+    """The levels that run the set; none: all."""
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        """As the script that runs the set takes them."""
+        programs = ",".join(self.named) or str(int(self.programs))
+        return str(self.scale), str(self.repeats), ",".join(self.rows) or ",", programs
 
     @property
     def append(self) -> str:
         """As words of a guest's command line."""
-        rows, programs = ",".join(self.rows) or ",", int(self.programs)
-        return (
-            f"bench.scale={self.scale} bench.repeats={self.repeats} bench.rows={rows} "
-            f"bench.programs={programs} bench.levels={self.levels}"
-        )
+        names = ("scale", "repeats", "rows", "programs")
+        words = [f"bench.{name}={word}" for name, word in zip(names, self.words, strict=True)]
+        at = [f"bench.at={','.join(map(str, self.at))}"] if self.at else []
+        return " ".join([*words, f"bench.levels={self.levels}", *at])
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,9 @@ class Reader:
         if match is None:
             return
         row, value = match[1], float(match[3])
-        if row == "repeat":
+        if row.startswith(BEGIN):
+            self._say(f"L{level} {row.removeprefix(BEGIN)}" if level else row.removeprefix(BEGIN))
+        elif row == "repeat":
             self._repeat[level] = int(match[2])
         elif row != "clock":
             self._say(f"L{level} {row}" if level else row)
@@ -145,12 +158,21 @@ class Reader:
         self._add(level, row, seconds * 1e9)
 
 
-def follow(command: Sequence[str], reader: Reader, limit: float = LONGEST_RUN_S) -> int:
+def follow(
+    command: Sequence[str],
+    reader: Reader,
+    limit: float = LONGEST_RUN_S,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run a command, hand its lines to the reader as they come; the exit status."""
     reader.begin = time.monotonic()
     splitter = LineSplitter(reader.line)
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=None if environment is None else {**os.environ, **environment},
     ) as process:
         try:
             if process.stdout is None:

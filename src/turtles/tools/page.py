@@ -6,23 +6,15 @@ Plots need matplotlib (the extra `bench`); without, the page says so and has the
 from __future__ import annotations
 
 import html
-import io
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from turtles.tools import plots
 from turtles.tools.bars import duration
+from turtles.tools.html_parts import cells, document, table
 from turtles.tools.options import Failure
 
-STYLE: Final = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222 }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums }
-.reached { color: #176b2c } .missed { color: #a3231f } svg { max-width: 100%; height: auto }
-"""
 COLOURS: Final = {
     "native": "#777777",
     "turtles L1": "#1f77b4",
@@ -30,17 +22,16 @@ COLOURS: Final = {
     "tcg L1": "#d95f02",
     "tcg L2": "#f3a76d",
 }
-NO_PLOTS: Final = "Plots need matplotlib: make bench installs it, or pip install 'turtles[bench]'."
 
 
 def write(result: Mapping[str, Any], path: Path) -> list[Path]:
     """Write the page and its plots; returns the files."""
-    plots = _plots(result)
+    drawn = _plots(result)
     written = [path]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_document(result, plots))
-        for name, svg in plots.items():
+        path.write_text(_document(result, drawn))
+        for name, svg in drawn.items():
             file = path.with_name(f"{path.stem}-{name}.svg")
             file.write_text(svg)
             written.append(file)
@@ -50,19 +41,6 @@ def write(result: Mapping[str, Any], path: Path) -> list[Path]:
 
 
 # --- the document ---
-
-
-def _cells(values: Iterable[object], tag: str = "td") -> str:
-    def cell(value: object) -> str:
-        if isinstance(value, float):
-            return f'<{tag} class="n">{value:,.2f}</{tag}>'
-        return f"<{tag}>{html.escape(str(value))}</{tag}>"
-
-    return "<tr>" + "".join(map(cell, values)) + "</tr>"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    return f"<table>{_cells(headings, 'th')}{''.join(_cells(row) for row in rows)}</table>"
 
 
 def _bars(result: Mapping[str, Any]) -> str:
@@ -81,11 +59,11 @@ def _bars(result: Mapping[str, Any]) -> str:
             f"<td class='n'>≤ {bar['limit']:g}{unit}{worst}</td>"
             f"<td class='{mark}'>{verdict}</td><td>{html.escape(parts)}</td></tr>"
         )
-    heading = _cells(("ratio of medians", "measured", "bar", "", "its parts"), "th")
+    heading = cells(("ratio of medians", "measured", "bar", "", "its parts"), "th")
     return f"<table>{heading}{''.join(lines)}</table>"
 
 
-def _document(result: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+def _document(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     host, settings = result["host"], result["settings"]
     before, after = host["load"]
     columns = [c for c in COLOURS if any(c in row for row in result["medians_ns"])]
@@ -113,23 +91,22 @@ def _document(result: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         "<p>Figures of a host that others share wander: only ratios of one run mean something.</p>",
         "<h2>Bars</h2>",
         _bars(result),
-        *(f"<h2>{html.escape(TITLES[name])}</h2>{svg}" for name, svg in plots.items()),
-        *([] if plots else [f"<p>{NO_PLOTS}</p>"]),
+        *(f"<h2>{html.escape(TITLES[name])}</h2>{svg}" for name, svg in drawn.items()),
+        *([] if drawn else [f"<p>{plots.MISSING}</p>"]),
         "<h2>Medians, for one operation</h2>",
-        _table(["", *columns], medians),
+        table(["", *columns], medians),
     ]
     costs = result["exit_costs"]
     if costs:
         rows = [
             [name.removesuffix("_ns").replace("_", " "), sorted(v)[len(v) // 2]] for name, v in costs.items()
         ]
-        parts += ["<h2>Exits of L1, ns by the host's clock</h2>", _table(["", "median"], rows)]
+        parts += ["<h2>Exits of L1, ns by the host's clock</h2>", table(["", "median"], rows)]
     if clocks:
-        parts += ["<h2>Guests' clocks beside the host's</h2>", _table(["", "error", "over s", ""], clocks)]
+        parts += ["<h2>Guests' clocks beside the host's</h2>", table(["", "error", "over s", ""], clocks)]
     if result["failures"]:
-        parts += ["<h2>Runs that failed</h2>", _table(["what"], [[f] for f in result["failures"]])]
-    head = f"<meta charset='utf-8'><title>turtles bench</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+        parts += ["<h2>Runs that failed</h2>", table(["what"], [[f] for f in result["failures"]])]
+    return document("turtles bench", parts)
 
 
 # --- plots ---
@@ -143,33 +120,19 @@ LARGE_ROWS: Final = ("boot", "tower", "gzip", "gcc", "python", "sqlite")
 
 
 def _plots(result: Mapping[str, Any]) -> dict[str, str]:
-    try:
-        import matplotlib
-    except ImportError:
+    if not plots.available():
         return {}
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plot
-
-    def drawn(draw: Callable[[Any], None], height: float) -> str:
-        figure, axes = plot.subplots(figsize=(9.5, height), layout="constrained")
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg")
-        plot.close(figure)
-        text = buffer.getvalue()
-        return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-
     medians = result["medians_ns"]
     big = [row for row in medians if row["row"] in LARGE_ROWS or row["row"].startswith("openssl")]
     small = [row for row in medians if row not in big]
     judged = [bar for bar in result["bars"] if bar["value"] is not None]
     found = {}
     if judged:
-        found["bars"] = drawn(lambda axes: _draw_bars(axes, judged), 0.9 + 0.42 * len(judged))
+        found["bars"] = plots.svg(lambda axes: _draw_bars(axes, judged), 0.9 + 0.42 * len(judged))
     if small:
-        found["rows"] = drawn(lambda axes: _draw_rows(axes, small, result["samples"], False), 4.2)
+        found["rows"] = plots.svg(lambda axes: _draw_rows(axes, small, result["samples"], False), 4.2)
     if big:
-        found["programs"] = drawn(lambda axes: _draw_rows(axes, big, result["samples"], True), 4.2)
+        found["programs"] = plots.svg(lambda axes: _draw_rows(axes, big, result["samples"], True), 4.2)
     return found
 
 

@@ -1,0 +1,174 @@
+"""What `turtles bench paper` runs: configurations of L0, each a run of its own, and the workloads in them.
+
+A configuration is a memory mode, tactics that are left out, features that silicon lacks, and the levels that
+are measured. Not here: running one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from turtles.l0.machine import MODES
+from turtles.l0.tactics import Tactics
+from turtles.tools.measure import Settings
+
+DEFAULT: Final = "multidim"
+NATIVE: Final = "native"
+NESTED: Final = "multidim no-shadow-vmcs"
+"""The paper's "nested": its DRW, by VMCS shadowing, is what this one lacks."""
+PLAIN: Final = "multidim none"
+DRW_ONLY: Final = "multidim none,shadow-vmcs"
+THIRD: Final = "multidim L3"
+
+ALL_ROWS: Final = ("cpuid", "fault", "fork", "ctxsw")
+STORM: Final = ("cpuid", "fault")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to run the tower, and what is measured there."""
+
+    name: str
+    at: tuple[int, ...]
+    """Levels that are measured; 0 is the host."""
+    rows: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    mmu: str = DEFAULT
+    tactics: str = "all"
+    cpu: str = "default"
+    scale: float = 1.0
+    repeats: int = 2
+    traced: bool = False
+    """Every exit recorded, which costs some time of its own: for shares of time, not for times."""
+    embedded: bool = False
+    expected_s: float = 60.0
+    """On two cores; what is known better is taken from earlier runs."""
+
+    @property
+    def levels(self) -> int:
+        """How deep it goes."""
+        return max(self.at)
+
+    @property
+    def settings(self) -> Settings:
+        """For the script that runs the set."""
+        rows = self.rows or ("none",)
+        return Settings(
+            self.scale, self.repeats, rows, False, self.levels, named=self.programs or ("0",), at=self.at
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """For `turtles run`."""
+        return ["--mmu", self.mmu, "--tactics", self.tactics, "--cpu", self.cpu]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much the workloads do: the loops' scale, files compiled, transactions of each kind."""
+
+    scale: float
+    files: int
+    transactions: int
+    repeats: int = 2
+
+    def scaled(self, by: float) -> Sizes:
+        """More or less of everything."""
+        files = max(round(self.files * by), 1)
+        return Sizes(self.scale * by, files, round(self.transactions * by), self.repeats)
+
+    def configuration(
+        self,
+        name: str,
+        at: tuple[int, ...],
+        rows: tuple[str, ...] = ALL_ROWS,
+        *,
+        build: bool = True,
+        mmu: str = DEFAULT,
+        tactics: str = "all",
+        expected_s: float = 90,
+    ) -> Configuration:
+        """One of this size."""
+        programs = (f"build:{self.files}",) if build else ()
+        if build and self.transactions:
+            programs = (*programs, f"redis:{self.transactions}")
+        return Configuration(
+            name,
+            at,
+            rows,
+            programs,
+            mmu,
+            tactics,
+            scale=self.scale,
+            repeats=self.repeats,
+            expected_s=expected_s,
+        )
+
+    def traced(self, tactics: str) -> Configuration:
+        """The CPUID loop in L1 and L2 with every exit recorded."""
+        return Configuration(
+            f"traced {tactics}", (1, 2), ("cpuid",), tactics=tactics, scale=self.scale, repeats=1,
+            traced=True, expected_s=30,
+        )  # fmt: skip
+
+    def third(self) -> Configuration:
+        """KVM in KVM in KVM: its boot, and the CPUID loop."""
+        return Configuration(THIRD, (3,), ("cpuid",), scale=self.scale / 10, expected_s=120)
+
+
+FULL: Final = Sizes(scale=1.0, files=16, transactions=4000)
+QUICK: Final = Sizes(scale=0.5, files=4, transactions=0)
+OTHER_MODES: Final = tuple(mode for mode in MODES if mode != DEFAULT)
+
+
+def full(sizes: Sizes = FULL) -> list[Configuration]:
+    """Everything."""
+    make = sizes.configuration
+    modes = [
+        # Only where L1 itself runs in another way is it measured again.
+        make(mode, (1, 2) if mode == "shadow-on-shadow" else (2,), mmu=mode, expected_s=150)
+        for mode in OTHER_MODES
+    ]
+    switches = [
+        make(f"{DEFAULT} no-{name}", (2,), tactics=f"no-{name}", expected_s=100) for name in Tactics.names()
+    ]
+    return [
+        make(NATIVE, (0,), expected_s=15),
+        make(DEFAULT, (1, 2), expected_s=150),
+        *modes,
+        *switches,
+        make(PLAIN, (2,), STORM, build=False, tactics="none", expected_s=100),
+        *(sizes.traced(tactics) for tactics in ("all", "no-shadow-vmcs", "none", "none,shadow-vmcs")),
+        sizes.third(),
+    ]
+
+
+def quick(sizes: Sizes = QUICK) -> list[Configuration]:
+    """The CPUID loop and the fault storm in every mode, the build in the default one only."""
+    make = sizes.configuration
+    modes = [make(mode, (2,), STORM, build=False, mmu=mode, expected_s=40) for mode in OTHER_MODES]
+    return [
+        make(NATIVE, (0,), STORM, expected_s=5),
+        make(DEFAULT, (1, 2), STORM, expected_s=60),
+        *modes,
+        make(NESTED, (2,), STORM, build=False, tactics="no-shadow-vmcs", expected_s=40),
+        *(sizes.traced(tactics) for tactics in ("all", "none")),
+        sizes.third(),
+    ]
+
+
+def embedded() -> list[Configuration]:
+    """The CPUID loop at three levels of the embedded tower, which needs no packages."""
+    return [
+        Configuration(
+            f"embedded L{level}",
+            (level,),
+            ("cpuid",),
+            repeats=1,
+            traced=level < 3,
+            embedded=True,
+            expected_s=4,
+        )
+        for level in (1, 2, 3)
+    ]
