@@ -8,6 +8,7 @@ Little-endian. What a record holds is L0's matter (`turtles.l0.trace`); the head
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -104,7 +105,7 @@ def read(path: str) -> TraceFile:
         facts = json.loads(data[at : at + size])
     except ValueError:
         raise Failure(f"{path}: the trace's heading is damaged") from None
-    if tuple(facts.get("words", ())) != trace.WORDS:
+    if not isinstance(facts, dict) or tuple(facts.get("words", ())) != trace.WORDS:
         raise Failure(f"{path}: another version of turtles wrote this trace; use that one to read it")
     found = TraceFile(facts, None)
     at += size
@@ -125,4 +126,5 @@ def _take(found: TraceFile, kind: bytes, cpu: int, contents: bytes, *, whole: bo
         number = _NUMBER.unpack_from(contents)[0]
         found.notes.setdefault(cpu, {})[number] = contents[_NUMBER.size :].decode("utf-8", "replace")
     elif kind == END and whole:
-        found.ending = json.loads(contents)
+        with contextlib.suppress(ValueError):
+            found.ending = json.loads(contents)

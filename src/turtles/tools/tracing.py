@@ -5,15 +5,18 @@ Times are in nanoseconds of the clock that the run had. Not here: how it looks (
 
 from __future__ import annotations
 
+import functools
 import heapq
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, Final
 
 from turtles.l0.stats import reason_name
 from turtles.l0.trace import VMFAIL, ExitRecord
+from turtles.l0.vmcs.bits import ENTRY_FAILURE
 from turtles.tools.tree import LEVELS, Exit, Forest, Spent
 
 PERCENTILES: Final = (50, 90, 99)
@@ -22,9 +25,15 @@ SCHEMA: Final = 1
 
 def reason_text(record: ExitRecord) -> str:
     """The reason's name; a failed entry is marked as one."""
-    if record.reason & VMFAIL:
-        return f"VMFAIL_{record.basic}"
-    return reason_name(record.basic) + ("!" if record.refused else "")
+    return _reason_text(record.reason)
+
+
+@functools.cache
+def _reason_text(reason: int) -> str:
+    basic = reason & 0xFFFF
+    if reason & VMFAIL:
+        return f"VMFAIL_{basic}"
+    return reason_name(basic) + ("!" if reason & ENTRY_FAILURE else "")
 
 
 def handler_text(record: ExitRecord, handled_by: int) -> str:
@@ -67,8 +76,7 @@ class Group:
             return
         self.ns.append(exit_.handling.total_ns)
         self.instructions.append(sum(exit_.handling.retired))
-        for number, value in enumerate(exit_.handling):
-            self.spent[number] += value
+        self.spent = list(map(add, self.spent, exit_.handling))
 
     @property
     def finished(self) -> int:
@@ -190,7 +198,7 @@ def summarise(runs: Iterable[Iterable[ExitRecord]], slowest: int) -> Summary:
     for cpu, records in enumerate(runs):
         forest = Forest()
         for root in forest.grow(records):
-            _count(summary.groups, root)
+            _count(summary.groups, root, [])
             if root.handling is not None and slowest:
                 busy = root.handling.total_ns - root.handling.idle_ns
                 heapq.heappush(heap, (busy, -cpu, -root.number, root))
@@ -201,18 +209,18 @@ def summarise(runs: Iterable[Iterable[ExitRecord]], slowest: int) -> Summary:
     return summary
 
 
-def _count(groups: dict[tuple[int, str, str], Group], exit_: Exit) -> Counter[tuple[int, str]]:
-    """Counts an exit and those below it; returns them by level and reason."""
-    below: Counter[tuple[int, str]] = Counter()
-    for child in exit_.children:
-        below += _count(groups, child)
+def _count(groups: dict[tuple[int, str, str], Group], exit_: Exit, above: list[Group]) -> None:
+    """Counts an exit and those below it; `above` are the groups of the exits that it lies under."""
     reason = reason_text(exit_.record)
     key = exit_.level, reason, handler_text(exit_.record, exit_.handled_by)
     group = groups.get(key)
     if group is None:
         group = groups[key] = Group(*key)
     group.add(exit_)
-    if exit_.handling is not None:
-        group.below.update(below)
-    below[exit_.level, reason] += 1
-    return below
+    for each in above:
+        each.below[exit_.level, reason] += 1
+    if exit_.children:
+        # Of one that never ended no factor is known either.
+        path = above if exit_.handling is None else [*above, group]
+        for child in exit_.children:
+            _count(groups, child, path)
