@@ -50,6 +50,7 @@ class Apic:
         self.enabled = True
         self.vectors: list[int] = []
         self.acknowledged: list[int] = []
+        self.ended = 0
         self.msrs: dict[int, int] = {0x1B: 0xFEE0_0900}
         self.tsc_moves = 0
 
@@ -59,6 +60,9 @@ class Apic:
     def acknowledge(self, vector: int, /) -> None:
         self.vectors.remove(vector)
         self.acknowledged.append(vector)
+
+    def end_of_interrupt(self) -> None:
+        self.ended += 1
 
     def take_nmi(self) -> None:
         self.nmi_pending = False

@@ -365,7 +365,7 @@ class LocalApic:
             case 0x08:
                 self._tpr = value & 0xFF
             case 0x0B:
-                self._end_of_interrupt()
+                self.end_of_interrupt()
             case 0x0D:
                 self._ldr = value & 0xFF00_0000
             case 0x0E:
@@ -407,7 +407,8 @@ class LocalApic:
         elif register == LVT_LINT0 and self._lint[0] and before & LVT_MASKED:
             self._local(register)
 
-    def _end_of_interrupt(self) -> None:
+    def end_of_interrupt(self) -> None:
+        """EOI: the highest vector in service is over."""
         if not self._isr:
             return
         vector = self._isr.bit_length() - 1
@@ -526,7 +527,7 @@ class LocalApic:
             return
         register = msr - MSR_X2APIC_FIRST
         if register == EOI and value == 0 and self.x2apic:  # by far the most frequent
-            self._end_of_interrupt()
+            self.end_of_interrupt()
             return
         writable = _X2APIC_WRITABLE.get(register)
         if not self.x2apic or writable is None or value & ~writable:

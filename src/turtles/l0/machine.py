@@ -25,11 +25,12 @@ from turtles.l0.ports import EventQueue, LocalApic, MmioSpace, PortSpace, RamReg
 from turtles.l0.ram import L1Memory
 from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.vcpu import Handler, Vcpu
+from turtles.l0.vmcs.virtual_apic import x2apic_msrs
 from turtles.silicon import Core, Memory, Model
 from turtles.silicon._silicon import REVISION
 
 # Features of silicon that L1 is not offered: what serves nobody below a hypervisor.
-NOT_FOR_L1: Final = ("monitor", "vapic_reg", "vid", "posted_intr")
+NOT_FOR_L1: Final = ("monitor",)
 
 # Memory modes, and what L1 is not offered in them. Without EPT of its own L1 shadows L2's page tables.
 MODES: Final[dict[str, tuple[str, ...]]] = {"multidim": (), "shadow-on-ept": ("ept",)}
@@ -96,7 +97,7 @@ class Machine:
         bitmap = make_bitmap()
         memory.write(self.msr_bitmap01_host_pa, bitmap)
         self.msr_bitmap01 = int.from_bytes(bitmap, "little")
-        self.msr_bitmap01_x2apic = int.from_bytes(make_bitmap(x2apic=False), "little")
+        self._bitmaps_x2apic: dict[int, int] = {}
         self.vmread_bitmap_host_pa = pool.allocate()
         self.vmwrite_bitmap_host_pa = pool.allocate()
         reads, writes = make_shadow_bitmaps(self.l1_misc)
@@ -107,6 +108,14 @@ class Machine:
         # What is fetched, or walked as a page table, where L1 has neither RAM nor anything that could answer.
         self.nothing_host_pa = pool.allocate()
         memory.write(self.nothing_host_pa, b"\xff" * PAGE)
+
+    def msr_bitmap01_x2apic(self, secondary02: int) -> int:
+        """L0's MSR bitmap for an L2 whose x2APIC registers are virtualized."""
+        bitmap = self._bitmaps_x2apic.get(secondary02)
+        if bitmap is None:
+            bitmap = int.from_bytes(make_bitmap(*x2apic_msrs(secondary02)), "little")
+            self._bitmaps_x2apic[secondary02] = bitmap
+        return bitmap
 
     def add_vcpu(self, core: Core, apic: LocalApic, events: EventQueue) -> Vcpu:
         """A virtual CPU on `core`; the first one is where L1 starts."""

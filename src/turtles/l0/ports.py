@@ -80,6 +80,10 @@ class LocalApic(Protocol):
         """INTA: `vector` moves from requested to in service."""
         ...
 
+    def end_of_interrupt(self) -> None:
+        """EOI: the interrupt in service is over."""
+        ...
+
     def take_nmi(self) -> None:
         """The pending NMI is delivered."""
         ...

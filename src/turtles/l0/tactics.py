@@ -40,6 +40,10 @@ class Tactics:
     """VMCS shadowing is offered to L1, whose guest hypervisors then read and write their VMCSs without an
     exit. Off: L1's processor lacks it."""
 
+    offer_apicv: bool = True
+    """APIC-register virtualization, virtual-interrupt delivery and posted interrupts are offered to L1, whose
+    guests' EOIs and interrupts then cost fewer exits. Off: L1's processor lacks them."""
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """As users write them: with a hyphen."""
@@ -52,7 +56,9 @@ class Tactics:
 
     def withheld(self) -> tuple[str, ...]:
         """Features of silicon's that L1 is not offered on their account."""
-        return () if self.offer_shadow_vmcs else ("vmcs_shadowing",)
+        shadowing = () if self.offer_shadow_vmcs else ("vmcs_shadowing",)
+        apicv = () if self.offer_apicv else ("vapic_reg", "vid", "posted_intr")
+        return shadowing + apicv
 
     def off(self) -> tuple[str, ...]:
         """The names of those that are off."""

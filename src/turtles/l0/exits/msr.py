@@ -61,14 +61,13 @@ _COMMANDS: Final = frozenset((0x49, 0x10B))  # PRED_CMD, FLUSH_CMD: nothing to f
 _BITS: Final = {0x48: 0x407, EFER: 0xD01, 0x2FF: 0xCFF, 0x3A: 0, 0xDA0: 0, 0x174: 0xFFFF_FFFF, 0x1D9: 3}
 
 
-def make_bitmap(x2apic: bool = True) -> bytes:
-    """The MSR bitmap of vmcs01 (SDM 25.6.9). Without `x2apic`: as when L1 virtualizes those itself."""
-    both = [APIC_BASE, TSC_DEADLINE, *range(VMX_FIRST, VMX_LAST + 1)]
-    if x2apic:
-        both += range(X2APIC_FIRST, X2APIC_LAST + 1)
+def make_bitmap(reads: frozenset[int] = frozenset(), writes: frozenset[int] = frozenset()) -> bytes:
+    """The MSR bitmap of vmcs01 (SDM 25.6.9); `reads` and `writes` of x2APIC mode that it lets through."""
     bitmap = bytearray(PAGE)
-    for msr in both:
+    for msr in (APIC_BASE, TSC_DEADLINE, *range(VMX_FIRST, VMX_LAST + 1)):
         _set(bitmap, msr, read=True, write=True)
+    for msr in range(X2APIC_FIRST, X2APIC_LAST + 1):
+        _set(bitmap, msr, read=msr not in reads, write=msr not in writes)
     for msr in (TSC, TSC_ADJUST):
         _set(bitmap, msr, read=False, write=True)
     return bytes(bitmap)

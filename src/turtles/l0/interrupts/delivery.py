@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from turtles.l0.nested import reflect
 from turtles.l0.vmcs import bits as X
+from turtles.l0.vmcs.virtual_apic import interrupt_pending
 from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
@@ -40,7 +41,11 @@ def deliver(vcpu: Vcpu) -> None:
                 if _busy(vcpu):
                     _leave_soon(vcpu)
                     return
-                _exit_for_interrupt(vcpu, vector)
+                if vector == vcpu.entered12.posted_vector:
+                    _post(vcpu, vector)
+                    vector = apic.pending()
+                if vector >= 0:
+                    _exit_for_interrupt(vcpu, vector)
     _inject(vcpu)
 
 
@@ -65,6 +70,14 @@ def _leave_soon(vcpu: Vcpu) -> None:
     """L2 runs, and exits at its first instruction boundary."""
     vcpu.waiting = True
     vcpu.core.kick()
+
+
+def _post(vcpu: Vcpu, vector: int) -> None:
+    """L1's notification vector while its L2 runs: the local APIC is done with it, silicon processes what was
+    posted at L2's first instruction boundary (SDM 30.6)."""
+    vcpu.apic.acknowledge(vector)
+    vcpu.apic.end_of_interrupt()
+    vcpu.core.interrupt(vector)
 
 
 def _exit_for_interrupt(vcpu: Vcpu, vector: int) -> None:
@@ -116,5 +129,10 @@ def wakes(vcpu: Vcpu) -> bool:
     if apic.nmi_pending and not _nmis_blocked(vcpu):
         return True
     if vcpu.level == 2 and vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
-        return apic.pending() >= 0
+        return apic.pending() >= 0 or (vcpu.entered12.delivers and _virtual_interrupt(vcpu))
     return bool(vcpu.v[F.GUEST_RFLAGS] & X.RFLAGS_IF) and apic.pending() >= 0
+
+
+def _virtual_interrupt(vcpu: Vcpu) -> bool:
+    """Whether silicon delivers a virtual interrupt as soon as L2 is entered, which ends its HLT."""
+    return bool(vcpu.v[F.GUEST_RFLAGS] & X.RFLAGS_IF) and interrupt_pending(vcpu)

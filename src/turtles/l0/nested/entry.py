@@ -78,6 +78,8 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
         v02[F.GUEST_DR7], v02[F.GUEST_DEBUGCTL] = vcpu.v01[F.GUEST_DR7], vcpu.v01[F.GUEST_DEBUGCTL]
     if c.uses_timer:
         v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
+    if c.delivers:
+        v02[F.GUEST_INTERRUPT_STATUS] = v[F.GUEST_INTERRUPT_STATUS]
     if c.uses_msr_bitmap:
         vmcs02.merge_msr_bitmap(vcpu, c)
     if c.link_fails and not _link(vcpu, c):
@@ -102,7 +104,7 @@ def _check(vcpu: Vcpu, c: Vmcs12) -> bool:
     """Silicon's entry checks on vmcs12, against what L1's processor offers; false after VMfail."""
     machine = vcpu.machine
     c.v[F.REVISION] = machine.revision  # as L1 sees it; the shadow indicator is L0's
-    rule = check_entry(c.region, machine.l1_model)
+    rule = check_entry(c.region, machine.l1_model, machine.l1.load64)
     c.v[F.REVISION] = machine.revision | X.SHADOW_VMCS
     if rule is None or not rule.error:
         return True  # guest state is checked by silicon when vmcs02 is entered

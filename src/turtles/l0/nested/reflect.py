@@ -66,6 +66,8 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
     c.guest12[:] = c.guest02
     if c.uses_timer and c.exit_controls & C.EXIT_SAVE_TIMER:
         v[F.GUEST_PREEMPTION_TIMER] = v02[F.GUEST_PREEMPTION_TIMER]
+    if c.delivers:
+        v[F.GUEST_INTERRUPT_STATUS] = v02[F.GUEST_INTERRUPT_STATUS]
     # The valid bit of the injected event is cleared (SDM 28.2), and with unrestricted guest the exit tells
     # L1 in the entry controls which mode L2 is in (SDM 28.3.1).
     if v[F.ENTRY_INTERRUPTION_INFO]:

@@ -159,8 +159,8 @@ HOST_DATA_SEGMENTS: Final = (
 
 
 def merge_pin(pin01: int, pin12: int) -> int:
-    """Pin-based controls of vmcs02. Posted interrupts are not offered to L1."""
-    return (pin01 & ~PIN_FROM_12) | (pin12 & ~C.PIN_POSTED_INTERRUPTS)
+    """Pin-based controls of vmcs02."""
+    return (pin01 & ~PIN_FROM_12) | pin12
 
 
 def merge_primary(primary01: int, primary12: int) -> int:

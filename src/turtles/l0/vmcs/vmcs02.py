@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from turtles.l0 import baseline
 from turtles.l0.ram import PAGE
 from turtles.l0.vmcs import bits as X
-from turtles.l0.vmcs import rules
+from turtles.l0.vmcs import rules, virtual_apic
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 
@@ -79,25 +79,11 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     c.has_msr_lists = bool(v[F.ENTRY_MSR_LOAD_COUNT] | v[F.EXIT_MSR_STORE_COUNT] | v[F.EXIT_MSR_LOAD_COUNT])
 
     primary02 = rules.merge_primary(v01[F.PRIMARY_CONTROLS], primary12)
-    if primary12 & C.PRIMARY_TPR_SHADOW:
-        virtual_apic = l1.host_page(v[F.VIRTUAL_APIC_ADDRESS])
-        if virtual_apic < 0:
-            # Not RAM: no such page can stand for the TPR. CR8 then goes to L0, as without a shadow.
-            primary02 = primary02 & ~C.PRIMARY_TPR_SHADOW | C.PRIMARY_CR8_LOAD | C.PRIMARY_CR8_STORE
-        else:
-            v02[F.VIRTUAL_APIC_ADDRESS] = virtual_apic
     secondary02 = rules.merge_secondary(v01[F.SECONDARY_CONTROLS], secondary12)
     if not vcpu.machine.tactics.vpid:
         secondary02 &= ~C.SECONDARY_VPID  # each entry flushes; L1's INVVPID finds nothing to do
-    if not primary02 & C.PRIMARY_TPR_SHADOW:
-        # x2APIC virtualization needs the shadow (SDM 27.2.1.1).
-        secondary02 &= ~(C.SECONDARY_X2APIC | C.SECONDARY_APIC_REGISTER | C.SECONDARY_VIRTUAL_INTERRUPT)
-    if secondary12 & C.SECONDARY_APIC_ACCESSES:
-        c.apic_access_l1_pa = v[F.APIC_ACCESS_ADDRESS]
-        host_pa = l1.host_page(c.apic_access_l1_pa)
-        v02[F.APIC_ACCESS_ADDRESS] = vcpu.machine.apic_stand_in if host_pa < 0 else host_pa
-    else:
-        c.apic_access_l1_pa = -1
+    pin02 = rules.merge_pin(v01[F.PIN_CONTROLS], pin12)
+    pin02, primary02, secondary02 = virtual_apic.merge(vcpu, c, pin02, primary02, secondary02)
 
     c.shadows = bool(secondary12 & C.SECONDARY_VMCS_SHADOWING)
     if c.shadows:
@@ -106,11 +92,15 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
             host_pa = l1.host_page(v[slot])
             v02[slot] = vcpu.machine.nothing_host_pa if host_pa < 0 else host_pa
 
-    v02[F.PIN_CONTROLS] = rules.merge_pin(v01[F.PIN_CONTROLS], pin12)
+    v02[F.PIN_CONTROLS] = pin02
     v02[F.PRIMARY_CONTROLS] = primary02
     v02[F.SECONDARY_CONTROLS] = secondary02
     v02[F.EXIT_CONTROLS] = (
-        v01[F.EXIT_CONTROLS] | C.EXIT_SAVE_PAT | C.EXIT_SAVE_EFER | (C.EXIT_SAVE_TIMER if c.uses_timer else 0)
+        v01[F.EXIT_CONTROLS]
+        | C.EXIT_SAVE_PAT
+        | C.EXIT_SAVE_EFER
+        | (C.EXIT_SAVE_TIMER if c.uses_timer else 0)
+        | (C.EXIT_ACKNOWLEDGE if pin02 & C.PIN_POSTED_INTERRUPTS else 0)
     )
     v02[F.ENTRY_CONTROLS] = v[F.ENTRY_CONTROLS] | C.ENTRY_LOAD_DEBUG
     v02[F.EXCEPTION_BITMAP] = v01[F.EXCEPTION_BITMAP] | v[F.EXCEPTION_BITMAP]
@@ -165,8 +155,11 @@ def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
         return
     c.bitmap12 = bitmap12
     bitmap01 = vcpu.machine.msr_bitmap01
-    if c.v02[F.SECONDARY_CONTROLS] & C.SECONDARY_X2APIC:
-        # The registers that L1 virtualizes are its own to give (SDM 30.5): only its bits count.
-        bitmap01 = vcpu.machine.msr_bitmap01_x2apic
+    virtualized = c.v02[F.SECONDARY_CONTROLS] & (
+        C.SECONDARY_X2APIC | C.SECONDARY_APIC_REGISTER | C.SECONDARY_VIRTUAL_INTERRUPT
+    )
+    if virtualized & C.SECONDARY_X2APIC:
+        # Registers that are virtualized are L1's to give (SDM 30.5): for those only its bits count.
+        bitmap01 = vcpu.machine.msr_bitmap01_x2apic(virtualized)
     merged = int.from_bytes(bitmap12, "little") | bitmap01
     vcpu.machine.memory.write(c.bitmap_host_pa, merged.to_bytes(PAGE, "little"))

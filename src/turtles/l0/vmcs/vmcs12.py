@@ -39,6 +39,7 @@ class Vmcs12:
         "bitmap12",
         "bitmap12_host_pa",
         "bitmap_host_pa",
+        "delivers",
         "ept02",
         "exit02",
         "exit12",
@@ -59,6 +60,7 @@ class Vmcs12:
         "link_fails",
         "loads_debug",
         "pin12",
+        "posted_vector",
         "region",
         "shadows",
         "uses_ept",
@@ -98,6 +100,8 @@ class Vmcs12:
         self.host_pat = 0
         self.link_fails = False
         self.shadows = False
+        self.delivers = False  # virtual interrupts, by the processor
+        self.posted_vector = -1
         self.uses_ept = False
         self.uses_timer = False
         self.uses_vpid = False
