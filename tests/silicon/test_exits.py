@@ -653,7 +653,7 @@ def test_virtual_interrupts() -> None:
 
 
 def test_posted_interrupts() -> None:
-    """SDM 30.6: the notification vector moves requests from the descriptor to VIRR and RVI, without an exit."""
+    """SDM 30.6: the notification vector moves requests to VIRR and RVI, without an exit."""
     machine = virtual_apic("90")
     machine.secondary(controls.SECONDARY_VIRTUAL_INTERRUPT)
     machine.slots[f.PIN_CONTROLS] |= controls.PIN_POSTED_INTERRUPTS
