@@ -12,11 +12,15 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 CFLAGS = (
     "-m64 -ffreestanding -mgeneral-regs-only -mno-red-zone -fno-pic -fno-pie -fno-stack-protector "
     "-fno-asynchronous-unwind-tables -mcmodel=kernel -O2 -Wall -Wextra -Wno-main -Wno-array-bounds"
 ).split()
+
+SHARED: Final = Path(__file__).parent / "boot"
+"""What our freestanding guests have in common."""
 
 
 class ToolchainError(RuntimeError):
@@ -33,6 +37,8 @@ def _run(command: Sequence[str]) -> None:
 def compile_guest(folder: Path, cache: Path, name: str) -> Path:
     """Compiles every .c and .S file of `folder` with its `link.ld`; returns the ELF32 image in `cache`.
 
+    They may include what lies in SHARED.
+
     The image is 64-bit code in an ELF32 container, as Multiboot 1 asks for.
 
     Raises:
@@ -40,7 +46,7 @@ def compile_guest(folder: Path, cache: Path, name: str) -> Path:
     """
     sources = sorted(p for p in folder.iterdir() if p.suffix in {".c", ".S", ".h", ".ld"})
     digest = hashlib.sha256(" ".join(CFLAGS).encode())
-    for source in sources:
+    for source in (*sources, *sorted(SHARED.iterdir())):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     image = cache / f"{name}-{digest.hexdigest()[:16]}.elf"
     if image.exists():
@@ -55,7 +61,7 @@ def compile_guest(folder: Path, cache: Path, name: str) -> Path:
         for source in sources:
             if source.suffix in {".c", ".S"}:
                 out = work / f"{source.stem}.o"
-                _run(["cc", *CFLAGS, "-c", str(source), "-o", str(out)])
+                _run(["cc", *CFLAGS, "-I", str(SHARED), "-c", str(source), "-o", str(out)])
                 objects.append(str(out))
         linked = work / "linked.elf"
         _run(

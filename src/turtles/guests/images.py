@@ -117,6 +117,29 @@ def find(recipe: Recipe) -> ImageSet | None:
         return None
 
 
+def superseded() -> list[Path]:
+    """Sets in the cache that no recipe stands for any more: of earlier versions, or of other packages."""
+    current = {f"{recipe.name}-{recipe.key}" for recipe in RECIPES.values()}
+    try:
+        return sorted(p for p in (cache_root() / "images").iterdir() if p.is_dir() and p.name not in current)
+    except OSError:
+        return []
+
+
+def prune(report: Report) -> list[Path]:
+    """Remove them; machines that run from one keep its files until they end."""
+    root = cache_root()
+    with locked(root, report):
+        removed = superseded()
+        for directory in removed:
+            report(f"removing {directory.name}", None)
+            try:
+                shutil.rmtree(directory)
+            except OSError as e:
+                raise GuestError(f"cannot remove {directory}: {e.strerror}") from None
+    return removed
+
+
 def obtain(recipe: Recipe, report: Report, renew: bool = False) -> ImageSet:
     """The set from the cache, else built; `renew` builds it again from today's packages."""
     if not renew and (found := find(recipe)):

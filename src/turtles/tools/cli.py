@@ -213,10 +213,13 @@ def compile_command() -> None:
 @click.argument("name", type=click.Choice(["tower", "bench", "standard"]), default="tower")
 @click.option("--renew", is_flag=True, help="Build again from today's packages.")
 @click.option("--list", "only_list", is_flag=True, help="Say what is in the cache.")
-def image(name: str, renew: bool, only_list: bool) -> None:
+@click.option("--prune", is_flag=True, help="Remove sets of earlier versions from the cache; build nothing.")
+def image(name: str, renew: bool, only_list: bool, prune: bool) -> None:
     """Build guest images from distribution packages, without root."""
-    from turtles.tools.image import build_images, list_images
+    from turtles.tools.image import build_images, list_images, prune_images
 
+    if prune:
+        raise SystemExit(prune_images())
     raise SystemExit(list_images() if only_list else build_images(name, renew))
 
 

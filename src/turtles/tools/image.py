@@ -1,10 +1,10 @@
-"""`turtles image`: builds guest images into the cache, or says what is there."""
+"""`turtles image`: builds guest images into the cache, says what is there, removes older ones."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from turtles.guests.images import RECIPES, ImageSet, find, obtain
+from turtles.guests.images import RECIPES, ImageSet, find, obtain, prune, superseded
 from turtles.tools.progress import progress
 
 
@@ -35,4 +35,15 @@ def list_images() -> int:
             console.print(f"{recipe.name}: not built yet", highlight=False)
         else:
             describe(images, console)
+    if old := superseded():
+        console.print(f"{len(old)} older sets: turtles image --prune removes them", highlight=False)
+    return 0
+
+
+def prune_images() -> int:
+    """Remove sets that nothing uses any more."""
+    with progress("image") as report:
+        removed = prune(report)
+    for directory in removed:
+        Console().print(f"removed {directory}", highlight=False, soft_wrap=True)
     return 0

@@ -1,15 +1,12 @@
 /*
- * Entry of the embedded tower: Multiboot 1 in 32-bit protected mode, then long mode with the first
- * gigabyte identity-mapped in 2-MiB pages; interrupt stubs; the VM-entry trampoline.
+ * Entry of the embedded tower: into long mode; interrupt stubs; the VM-entry trampoline.
  * It keeps a pristine copy of itself at 2 MiB: that is what a hypervisor loads into its guest.
  */
-#define MULTIBOOT_MAGIC 0x1badb002
-#define MULTIBOOT_FLAGS 0x00000003
+#include "long_mode.h"
+
 #define PRISTINE 0x200000
 
-    .section .multiboot, "a"
-    .align 4
-    .long MULTIBOOT_MAGIC, MULTIBOOT_FLAGS, -(MULTIBOOT_MAGIC + MULTIBOOT_FLAGS)
+    multiboot_header
 
     .section .boot, "ax"
     .code32
@@ -31,41 +28,7 @@ _start:
     movl %ebp, boot_magic
     movl %ebx, boot_info
 
-    /* PML4[0] -> PDPT, PDPT[0..1] -> two page directories of 2-MiB pages */
-    movl $pdpt + 3, pml4
-    movl $pd + 3, pdpt
-    movl $pd + 4096 + 3, pdpt + 8
-    movl $pd, %edi
-    movl $0x83, %eax
-    movl $1024, %ecx
-1:  movl %eax, (%edi)
-    addl $0x200000, %eax
-    addl $8, %edi
-    decl %ecx
-    jnz 1b
-
-    movl $0x20, %eax                /* CR4.PAE */
-    movl %eax, %cr4
-    movl $pml4, %eax
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx          /* IA32_EFER.LME */
-    rdmsr
-    orl $0x100, %eax
-    wrmsr
-    movl $0x80000031, %eax          /* CR0: PG, NE, ET, PE */
-    movl %eax, %cr0
-    lgdt gdt_pointer
-    ljmp $8, $long_mode
-
-    .code64
-long_mode:
-    movl $16, %eax
-    movl %eax, %ds
-    movl %eax, %es
-    movl %eax, %ss
-    movl %eax, %fs
-    movl %eax, %gs
-    movq $stack_top, %rsp
+    enter_long_mode
     movl boot_magic, %edi
     movl boot_info, %esi
     call main
@@ -73,32 +36,13 @@ long_mode:
     hlt
     jmp 1b
 
-    .data
-    .align 16
-    .globl gdt
-gdt:
-    .quad 0
-    .quad 0x00af9b000000ffff        /* 08: 64-bit code */
-    .quad 0x00cf93000000ffff        /* 10: data */
-    .quad 0, 0                      /* 18: TSS, filled in by main.c */
-gdt_end:
-gdt_pointer:
-    .word gdt_end - gdt - 1
-    .quad gdt
+    long_mode_data
 
     .bss
-    .align 4096
-    .globl pml4, tss
-pml4: .skip 4096
-pdpt: .skip 4096
-pd:   .skip 8192
+    .globl tss
 tss:  .skip 128
 boot_magic: .skip 4
 boot_info:  .skip 4
-    .align 16
-    .skip 32768
-    .globl stack_top
-stack_top:
 
     .text
 /* Exceptions 0..31 and the timer vector. Each stub leaves vector and error code on the stack. */

@@ -1,8 +1,10 @@
 /*
- * Workloads that measure silicon. Multiboot 1 entry, long mode with the first GiB mapped by 2-MiB pages,
- * then one loop, chosen by the fourth character of "work=loop", "work=near", "work=walk" or "work=cpuid";
- * "work=none" has none. Each runs a fixed number of instructions and ends with a debug-exit of 0.
+ * Workloads that measure silicon: one loop, chosen by the fourth character of "work=loop", "work=near",
+ * "work=walk" or "work=cpuid"; "work=none" has none. Each runs a fixed number of instructions and ends with a
+ * debug-exit of 0.
  */
+#include "long_mode.h"
+
 #define LOOP_ROUNDS  50000000           /* 9 instructions each */
 #define WALK_ROUNDS  50000000           /* 5 instructions each */
 #define CPUID_ROUNDS 200000             /* 4 instructions each */
@@ -10,9 +12,7 @@
 #define NEAR_MASK    0x1fffff           /* over 2 MiB: pages that a TLB holds */
 #define FAR_MASK     0x3ffffff          /* over 64 MiB: pages that it does not */
 
-    .section .multiboot, "a"
-    .align 4
-    .long 0x1badb002, 3, -(0x1badb002 + 3)
+    multiboot_header
 
     .text
     .code32
@@ -32,32 +32,7 @@ _start:
     jmp 1b
 2:  movzbl 8(%esi), %ebp                /* "work=loop": 'p'; "near": 'r'; "walk": 'k' */
 
-    movl $pdpt + 3, pml4
-    movl $pd + 3, pdpt
-    movl $pd, %edi
-    movl $0x83, %eax
-    movl $512, %ecx
-3:  movl %eax, (%edi)
-    addl $0x200000, %eax
-    addl $8, %edi
-    decl %ecx
-    jnz 3b
-    movl $0x20, %eax                    /* CR4.PAE */
-    movl %eax, %cr4
-    movl $pml4, %eax
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx              /* IA32_EFER.LME */
-    rdmsr
-    orl $0x100, %eax
-    wrmsr
-    movl $0x80000031, %eax              /* CR0: PG, NE, ET, PE */
-    movl %eax, %cr0
-    lgdt gdt_pointer
-    ljmp $8, $long_mode
-
-    .code64
-long_mode:
-    movl $stack, %esp
+    enter_long_mode
     movl $FAR_MASK, %r8d
     cmpb $'k', %bpl
     je walk
@@ -106,19 +81,4 @@ done:
     hlt
     jmp 1b
 
-    .align 8
-gdt:
-    .quad 0
-    .quad 0x00af9b000000ffff            /* 64-bit code */
-    .quad 0x00cf93000000ffff            /* data */
-gdt_pointer:
-    .word . - gdt - 1
-    .quad gdt
-
-    .bss
-    .align 4096
-pml4: .skip 4096
-pdpt: .skip 4096
-pd:   .skip 4096
-    .skip 4096
-stack:
+    long_mode_data
