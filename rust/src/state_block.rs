@@ -1,6 +1,6 @@
-//! Where the flat state lives: above a stack of its own and below the translator's hot data, in one mapping.
+//! Where the flat state lives: above a stack of its own and the translator's hot data, in one mapping.
 //!
-//! Translated code keeps the address of the state in the host's stack pointer; helpers that it calls then
+//! Translated code keeps the address of the hot data in the host's stack pointer; helpers that it calls then
 //! run on the stack below. Everybody else sees a [`State`] through `Deref`.
 
 use std::io;
@@ -15,8 +15,8 @@ const STACK: usize = 8 << 20;
 /// The state with its surroundings.
 #[repr(C, align(64))]
 struct Block {
-    state: State,
     hot: Hot,
+    state: State,
 }
 
 /// Owner of one [`State`] at a fixed address.
@@ -53,17 +53,17 @@ impl StateBlock {
         Self { mapping, block, len }
     }
 
-    /// The translator's data behind the state.
+    /// The translator's data.
     #[inline(always)]
     pub fn hot(&mut self) -> &mut Hot {
         // SAFETY: the block lives as long as `self`.
         unsafe { &mut (*self.block).hot }
     }
 
-    /// Address of the state.
+    /// Address of the block: what translated code has in its stack pointer.
     #[inline(always)]
     #[must_use]
-    pub fn address(&self) -> *mut State {
+    pub fn address(&self) -> *mut Hot {
         self.block.cast()
     }
 }
@@ -93,5 +93,5 @@ impl Drop for StateBlock {
     }
 }
 
-/// Offset of the hot data from the state.
-pub const HOT_OFFSET: usize = std::mem::offset_of!(Block, hot);
+/// Offset of the state from the hot data.
+pub const STATE_OFFSET: usize = std::mem::offset_of!(Block, state);

@@ -141,10 +141,12 @@ impl Cpu {
         // SAFETY: by contract; nobody else holds a reference.
         let block = unsafe { &mut *block };
         if !self.mode_is_translated() || self.budget() < block.insns.len() as u64 {
+            self.translator.as_mut()?.plain = false;
             return None;
         }
         if block.warmth < self.translator.as_ref().map_or(u16::MAX, |t| t.warm) {
             block.warmth += 1;
+            self.translator.as_mut()?.plain = false;
             return None;
         }
         self.run_translated(block, linear)

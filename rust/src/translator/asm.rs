@@ -4,13 +4,16 @@
 #[allow(missing_docs)]
 pub mod reg {
     pub const RAX: u8 = 0;
+    pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
     pub const RSP: u8 = 4;
     pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
     pub const RDI: u8 = 7;
+    /// Host pointer minus linear address, for the guest's page of stack.
+    pub const STACK: u8 = 10;
     /// Scratch.
-    pub const S1: u8 = 13;
+    pub const S1: u8 = 11;
     /// Scratch: address, then pointer.
     pub const S0: u8 = 14;
     /// The guest's RSP.
@@ -20,6 +23,7 @@ pub mod reg {
 /// Condition codes of Jcc.
 #[allow(missing_docs)]
 pub mod cc {
+    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;

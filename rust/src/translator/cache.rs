@@ -8,9 +8,10 @@ use std::time::Instant;
 use iced_x86::InstructionInfoFactory;
 
 use super::asm::Asm;
-use super::fragment::{self, Context};
+use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
 use super::hot::Hot;
+use super::variant::PLAIN;
 use crate::decode::{Block, DecodedInsn, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 use crate::memory::Memory;
@@ -38,9 +39,9 @@ pub struct Fragment {
     pub insns: Box<[Insn]>,
     /// Their bytes.
     pub(super) bytes: Box<[u8]>,
-    /// Where its host code begins, and its length.
-    pub(super) base: *const u8,
-    pub(super) len: u32,
+    /// Where its host code begins, and its length: in line, and what is rarely executed.
+    pub(super) line: (*const u8, u32),
+    pub(super) cold: (*const u8, u32),
     pub(super) variant: u8,
     /// Host-physical address of the first.
     pub host_pa: u64,
@@ -73,7 +74,7 @@ pub struct Link {
     pub at: *const u8,
     /// Host-physical address of its target.
     pub target: u64,
-    /// Variant of the fragment that it is in.
+    /// Variant of the fragment that it wants.
     pub variant: u8,
 }
 
@@ -128,6 +129,8 @@ pub struct Translator {
     pub variant: u8,
     /// Position in the memory's log of written code.
     pub seen: u64,
+    /// What is executed next does not group its accesses to the stack.
+    pub plain: bool,
 }
 
 // SAFETY: the pointers lead into code memory that this value owns.
@@ -154,7 +157,7 @@ impl Hasher for AddressHasher {
 }
 
 fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
-    host_pa << 5 | u64::from(crossing) << 4 | u64::from(variant & 15)
+    host_pa << 6 | u64::from(crossing) << 5 | u64::from(variant & 31)
 }
 
 impl Translator {
@@ -185,6 +188,7 @@ impl Translator {
             statistics: Statistics::default(),
             variant: 0,
             seen: 0,
+            plain: false,
         })
     }
 
@@ -269,36 +273,41 @@ impl Translator {
             exact_flags: self.exact_flags,
         };
         let draft = fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.infos);
-        let base = self.code.next();
-        let mut code = draft.code;
-        for (at, target) in draft.outside {
-            let at = at as usize;
-            let relative = target.wrapping_sub(base as u64 + at as u64 + 4) as i32;
-            code[at..at + 4].copy_from_slice(&relative.to_le_bytes());
+        let line = self.code.append(&draft.code)?;
+        let cold = self.code.append_cold(&draft.cold)?;
+        let address = |place: Place32| match place {
+            Place32::Line(at) => line.wrapping_add(at as usize),
+            Place32::Cold(at) => cold.wrapping_add(at as usize),
+        };
+        for &(at, goal) in &draft.branches {
+            let at = address(at);
+            let target = match goal {
+                Goal::Own(place) => address(place) as i64,
+                Goal::Address(target) => target as i64,
+            };
+            self.code.overwrite(at, &((target - (at as i64 + 4)) as i32).to_le_bytes());
         }
-        self.code.append(&code)?;
         let number = self.fragments.len() as u32;
         for site in &draft.sites {
-            let resume = site.resume.map_or(std::ptr::null(), |at| base.wrapping_add(at as usize));
-            let before: u64 = block.insns[..usize::from(site.index)].iter().map(|i| u64::from(i.len)).sum();
-            let offset = (host_pa % 4096 + before) as u16;
-            self.sites.push(Site { fragment: number, index: site.index, offset, resume });
+            let resume = site.resume.map_or(std::ptr::null(), |at| line.wrapping_add(at as usize));
+            self.sites.push(Site { fragment: number, index: site.index, offset: site.offset, resume });
         }
         for link in &draft.links {
             let target = host_pa & !4095 | u64::from(link.target);
-            self.links.push(Link { at: base.wrapping_add(link.at as usize), target, variant });
+            let variant = variant & !PLAIN | if link.plain { PLAIN } else { 0 };
+            self.links.push(Link { at: address(link.at), target, variant });
         }
         self.fragments.push(Fragment {
-            entry: base.wrapping_add(draft.entry as usize),
-            entry_saved: base.wrapping_add(draft.entry_saved as usize),
+            entry: line.wrapping_add(draft.entry as usize),
+            entry_saved: line.wrapping_add(draft.entry_saved as usize),
             insns: block.insns.clone(),
             bytes: block.bytes().into(),
-            base,
-            len: code.len() as u32,
+            line: (line, draft.code.len() as u32),
+            cold: (cold, draft.cold.len() as u32),
             variant,
             host_pa,
             second_pa: block.second_pa,
-            outs: draft.stale.map(|at| base.wrapping_add(at as usize)),
+            outs: draft.stale.map(|at| cold.wrapping_add(at as usize)),
             stale: false,
             kept: [Vec::new(), Vec::new()],
         });
@@ -314,7 +323,7 @@ impl Translator {
         s.fragments += 1;
         s.instructions += block.insns.len() as u64;
         s.native += u64::from(draft.native);
-        s.bytes += code.len() as u64;
+        s.bytes += (draft.code.len() + draft.cold.len()) as u64;
         s.translating_ns += begin.elapsed().as_nanos() as u64;
         Some(number)
     }

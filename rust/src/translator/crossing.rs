@@ -5,7 +5,7 @@
 //! derived mode is brought up to date when Rust code is called next (`take_view`).
 
 use super::asm::{Address, Asm, cc, reg};
-use super::glue::{Glue, and_imm, restore_flags, save_flags, shift_right, state};
+use super::glue::{Glue, and_imm, gpr, restore_flags, save_flags, shift_right, state};
 use super::hot::{Hot, hot};
 use crate::cpu::Cpu;
 use crate::state::{cr, flag, seg};
@@ -70,21 +70,22 @@ pub fn syscall(a: &mut Asm, g: &Glue) -> usize {
     a.mov(RCX, reg::S0);
     // R11 = RFLAGS: the arithmetic flags from the host, the others from the state.
     a.mov(reg::S1, reg::RAX);
-    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x44, 0x0f, 0xb7, 0xd8]); // lahf; seto al; movzx r11d, ax
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x44, 0x0f, 0xb7, 0xf0]); // lahf; seto al; movzx r14d, ax
     a.mov(reg::RAX, reg::S1);
-    a.op_reg(false, 0x89, R11, reg::S1); // mov r13d, r11d
+    a.op_reg(false, 0x89, reg::S0, reg::S1); // mov r11d, r14d
     and_imm(a, reg::S1, 1);
     shift_left(a, reg::S1, 11);
-    shift_right(a, R11, 8);
-    and_imm(a, R11, 0xd5);
-    or(a, R11, reg::S1);
+    shift_right(a, reg::S0, 8);
+    and_imm(a, reg::S0, 0xd5);
+    or(a, reg::S0, reg::S1);
     a.load(reg::S1, state!(rflags));
-    a.op_reg(true, 0x81, 4, reg::S1); // and r13, imm32, sign-extended
+    a.op_reg(true, 0x81, 4, reg::S1); // and r11, imm32, sign-extended
     a.bytes(&(!(flag::STATUS | flag::RF | flag::VM) as u32).to_le_bytes());
-    or(a, R11, reg::S1);
-    a.load(reg::S0, state!(fmask));
-    a.op_reg(true, 0xf7, 2, reg::S0); // not r14
-    a.op_reg(true, 0x21, R11, reg::S0); // and r14, r11
+    or(a, reg::S0, reg::S1);
+    a.store(reg::S0, gpr(R11));
+    a.load(reg::S1, state!(fmask));
+    a.op_reg(true, 0xf7, 2, reg::S1); // not r11
+    a.op_reg(true, 0x21, reg::S1, reg::S0); // and r14, r11
     load_flags(a);
     load_segments(a, hot!(to_kernel), 0);
     a.load(reg::S0, state!(lstar));
@@ -105,7 +106,8 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
     a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
     a.bytes(&[0]);
     let window = a.jcc_later(cc::NE);
-    a.op_reg(false, 0xf7, 0, R11); // test r11d, imm32
+    a.load(reg::S0, gpr(R11));
+    a.op_reg(false, 0xf7, 0, reg::S0); // test r14d, imm32
     a.bytes(&ODD.to_le_bytes());
     let odd = a.jcc_later(cc::NE);
     a.mov(reg::S0, RCX);
@@ -114,7 +116,7 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
     a.bytes(&[16]);
     a.op_reg(true, 0x39, RCX, reg::S0); // cmp r14, rcx
     let beyond = a.jcc_later(cc::NE);
-    a.op_reg(false, 0x89, R11, reg::S0); // mov r14d, r11d
+    a.load(reg::S0, gpr(R11));
     and_imm(a, reg::S0, LOADED);
     load_flags(a);
     load_segments(a, hot!(to_user), DPL3);
@@ -136,7 +138,7 @@ fn load_flags(a: &mut Asm) {
     a.op_reg(false, 0x83, 1, reg::S0); // or r14d, 2
     a.bytes(&[2]);
     a.store(reg::S0, state!(rflags));
-    a.op_reg(false, 0x89, reg::S0, reg::S1); // mov r13d, r14d
+    a.op_reg(false, 0x89, reg::S0, reg::S1); // mov r11d, r14d
     and_imm(a, reg::S1, 0xd5);
     shift_left(a, reg::S1, 8);
     shift_right(a, reg::S0, 11);
@@ -145,7 +147,7 @@ fn load_flags(a: &mut Asm) {
     a.store(reg::S1, hot!(saved_flags));
 }
 
-/// CS, SS, the TLB array and the epochs of the other privilege.
+/// CS, SS, the TLB array, the epochs and the stack of the other privilege.
 fn load_segments(a: &mut Asm, side: i32, dpl: u32) {
     const SEGMENT: i32 = size_of::<crate::state::Segment>() as i32;
     for (register, access, selector) in
@@ -163,9 +165,19 @@ fn load_segments(a: &mut Asm, side: i32, dpl: u32) {
     a.store(reg::S1, hot!(tlb));
     a.load(reg::S1, hot!(epoch_change));
     for n in 0..2 {
-        // xor [epoch], r13
+        // xor [epoch], r11
         a.op_mem(true, 0x31, reg::S1, Address::base(reg::RSP, hot!(epochs) + 8 * n));
     }
+    a.load(reg::S0, hot!(stack_page));
+    a.load(reg::S1, hot!(other_stack));
+    a.store(reg::S1, hot!(stack_page));
+    a.store(reg::S0, hot!(other_stack));
+    a.load(reg::S1, hot!(other_stack) + 8);
+    a.store(reg::STACK, hot!(other_stack) + 8);
+    a.store(reg::S1, hot!(stack_delta));
+    a.mov(reg::STACK, reg::S1);
+    a.op_mem(false, 0x80, 6, Address::base(reg::RSP, hot!(supervisor_stack))); // xor byte [supervisor_stack], 1
+    a.bytes(&[1]);
 }
 
 /// MOV qword [rsp + disp], imm32 below 2^31.

@@ -1,7 +1,7 @@
 //! An instruction's bytes taken apart, so that it can be written again with other registers or with its
-//! memory operand behind a host pointer. 64-bit mode, legacy and VEX encodings.
+//! memory operand at a host address. 64-bit mode, legacy and VEX encodings.
 
-use super::asm::{Address, Asm, reg};
+use super::asm::{Address, Asm};
 
 /// The parts of an encoding that a rewrite keeps.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +29,8 @@ pub struct Encoding<'a> {
 pub enum Rm {
     /// This register.
     Register(u8),
-    /// Memory at the pointer in S0.
-    Pointer,
+    /// Memory at a host address.
+    Memory(Address),
 }
 
 fn one_byte_has_modrm(opcode: u8) -> bool {
@@ -154,12 +154,13 @@ impl<'a> Encoding<'a> {
 
     /// Writes the instruction with these register numbers in the reg, rm (or opcode) and vvvv fields.
     pub fn write(&self, asm: &mut Asm, reg: u8, rm: Rm, vvvv: u8) {
-        let (rm_number, pointer) = match rm {
-            Rm::Register(n) => (n, false),
-            Rm::Pointer => (reg::S0, true),
+        let (rm_number, memory) = match rm {
+            Rm::Register(n) => (n, None),
+            Rm::Memory(address) => (address.base.unwrap_or(0), Some(address)),
         };
         asm.bytes(&self.prefixes[..self.prefix_count]);
-        let extension = (reg >> 3) << 2 | rm_number >> 3;
+        let index = memory.and_then(|m| m.index).unwrap_or(0);
+        let extension = (reg >> 3) << 2 | (index >> 3) << 1 | rm_number >> 3;
         if let Some((map, rest)) = self.vex {
             let high = !(extension << 5) & 0xe0;
             asm.bytes(&[0xc4, high | map, rest | (!vvvv & 15) << 3, self.opcode[0]]);
@@ -178,10 +179,9 @@ impl<'a> Encoding<'a> {
             asm.bytes(self.opcode);
         }
         if self.modrm.is_some() {
-            if pointer {
-                asm.modrm(reg, Address::base(reg::S0, 0));
-            } else {
-                asm.code.push(0xc0 | (reg & 7) << 3 | rm_number & 7);
+            match memory {
+                Some(address) => asm.modrm(reg, address),
+                None => asm.code.push(0xc0 | (reg & 7) << 3 | rm_number & 7),
             }
         }
         asm.bytes(self.tail);

@@ -3,32 +3,22 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::asm::{Address, Asm, cc, reg};
-use super::glue::{gpr, vector_move};
+use super::asm::{Asm, reg};
+use super::glue::{in_state, vector_move};
 use super::hot::hot;
 use crate::cpu::Cpu;
 
-/// Guest registers in host registers that Rust may clobber.
+/// Host registers that Rust may clobber; the guest's registers in the state have no other use meanwhile.
 const CLOBBERED: [u8; 9] = [0, 1, 2, 6, 7, 8, 9, 10, 11];
-/// Stack that [`generate`]'s code uses below the state: the return address, and what aligns the helper's.
+/// Stack in use: the return addresses of a probe and of [`generate`]'s code, which leave it aligned.
 const DEPTH: i32 = 16;
 
-/// A routine that a fragment calls with the linear address in S0 and the entry that did not match in S1. Carry
-/// clear: the entry is new, and the operand may be tried again. Only the scratch registers and the flags change.
-/// `tag` is the offset of the entry's tag.
-pub fn generate(a: &mut Asm, avx: bool, written: bool, tag: i32) -> usize {
+/// A routine that probes call with a linear address in S0. Carry clear: the access may be tried again. Only the flags
+/// change.
+pub fn generate(a: &mut Asm, avx: bool, written: bool) -> usize {
     let at = a.at();
-    a.bytes(&[0x50]); // push rax
-    a.mov(reg::RAX, reg::S0);
-    a.bytes(&[0x48, 0x25]); // and rax, -4096
-    a.bytes(&(-4096i32).to_le_bytes());
-    a.op_mem(true, 0x3b, reg::RAX, Address::base(reg::S1, tag));
-    a.bytes(&[0x58]); // pop rax
-    // The page has a translation: the operand is misaligned, or reaches into the next page.
-    let other = a.jcc_later(cc::E);
-    a.lea(true, reg::RSP, Address::base(reg::RSP, 8 - DEPTH));
     for n in CLOBBERED {
-        a.store(n, gpr(n) + DEPTH);
+        a.store(n, in_state(n) + DEPTH);
     }
     for n in 0..16 {
         vector_move(a, avx, true, n, DEPTH);
@@ -44,12 +34,9 @@ pub fn generate(a: &mut Asm, avx: bool, written: bool, tag: i32) -> usize {
         vector_move(a, avx, false, n, DEPTH);
     }
     for n in CLOBBERED {
-        a.load(n, gpr(n) + DEPTH);
+        a.load(n, in_state(n) + DEPTH);
     }
-    a.lea(true, reg::RSP, Address::base(reg::RSP, DEPTH - 8));
     a.bytes(&[0xc3]);
-    a.bind_here(other);
-    a.bytes(&[0xf9, 0xc3]); // stc; ret
     at
 }
 

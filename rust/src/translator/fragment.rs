@@ -4,6 +4,8 @@
 //! itself calls the interpreter's handler. No RIP and nothing of a level's controls is in the code.
 
 mod bits;
+mod operand;
+mod stack;
 mod strings;
 mod system;
 
@@ -16,24 +18,21 @@ use super::asm::{Address, Asm, cc, reg};
 use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
 use super::encoding::{Encoding, Rm};
 use super::flags;
-use super::glue::{Glue, and_imm, gpr, host, restore_flags, save_flags, shift_right, state};
-use super::hot::{SLOTS, hot, slot_part};
-use super::variant::{SMAP, SUPERVISOR};
-use crate::decode::{Insn, SLOT_NONE, SLOT_RIP};
+use super::glue::{Glue, gpr, host, restore_flags, save_flags, state};
+use super::hot::hot;
+use super::variant::PLAIN;
+use crate::decode::{Insn, SLOT_RIP};
 use crate::state::seg;
 
 const PAGE: u64 = 4096;
-/// Offsets of a TLB entry's fields.
-pub const TAG_READ: i32 = 0;
-/// See [`TAG_READ`].
-pub const TAG_WRITE: i32 = 8;
-const HOST: i32 = 24;
 
 /// Where a helper is called for instruction `index`.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
     /// Instruction in the fragment.
     pub index: u16,
+    /// Its offset from the start of the page.
+    pub offset: u16,
     /// Offset in the fragment's code where it goes on; `None` after control flow: leave.
     pub resume: Option<u32>,
 }
@@ -41,32 +40,54 @@ pub struct Site {
 /// A direct branch to be linked: its rel32 and the offset of its target in the page.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// Offset of the rel32 in the fragment's code.
-    pub at: u32,
+    /// The rel32.
+    pub at: Place32,
     /// Target in the same physical page.
     pub target: u16,
+    /// The target is wanted without groups of stack accesses: see `stack`.
+    pub plain: bool,
 }
 
-/// Code of a fragment, not placed yet. Branches to the shared code are listed in `outside`.
+/// A place in a fragment's code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place32 {
+    /// In what is executed as a rule.
+    Line(u32),
+    /// In what is rarely executed, which lies elsewhere.
+    Cold(u32),
+}
+
+/// Where a branch goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    /// Into the same fragment.
+    Own(Place32),
+    /// To an address.
+    Address(u64),
+}
+
+/// Code of a fragment, not placed yet.
 #[derive(Debug, Default)]
 pub struct Draft {
-    /// Host code.
+    /// Host code in line.
     pub code: Vec<u8>,
+    /// Host code that is rarely executed.
+    pub cold: Vec<u8>,
     /// Offset of the entry for flags in the host.
     pub entry: u32,
     /// Offset of the entry for saved flags.
     pub entry_saved: u32,
-    /// Offsets of the ways out of a stale fragment, for the two entries.
+    /// Offsets in `cold` of the ways out of a stale fragment, for the two entries.
     pub stale: [u32; 2],
-    /// Offsets of rel32s and the address they go to.
-    pub outside: Vec<(u32, u64)>,
+    /// rel32s that need the final addresses, and where they go.
+    pub branches: Vec<(Place32, Goal)>,
     /// Helper calls; the code has `first_site + n` for number n.
     pub sites: Vec<Site>,
     /// Direct branches.
     pub links: Vec<Link>,
     /// Instructions that run as themselves, for statistics.
     pub native: u32,
-    /// Where the code of each guest instruction begins, and where what is rarely executed does.
+    /// Where the code of each guest instruction begins, and the end.
     pub starts: Vec<u32>,
 }
 
@@ -89,36 +110,34 @@ pub struct Context<'a> {
     pub exact_flags: bool,
 }
 
+/// A way to the helper in the cold part.
 struct Cold {
-    /// rel32s that come here.
+    /// rel32s in line that come here.
     from: Vec<usize>,
-    index: u16,
     /// Flags are in `saved_flags`.
-    saved: bool,
-    /// Site number and whether it resumes.
-    site: usize,
-}
-
-/// A memory operand's second way to its host pointer.
-struct Probe {
-    from: usize,
-    back: usize,
-    slot: i32,
-    memory: MemoryOperand,
     saved: bool,
     site: usize,
 }
 
 struct Builder<'a> {
+    /// Code in line.
     a: Asm,
+    /// Code that is rarely executed.
+    c: Asm,
     draft: Draft,
     context: &'a Context<'a>,
     insns: &'a [Insn],
     /// Offset in the page of each instruction, and of the end.
     offsets: Vec<u64>,
     cold: Vec<Cold>,
-    probes: Vec<Probe>,
+    probes: Vec<operand::Probe>,
     live: Vec<bool>,
+    groups: Vec<stack::Group>,
+    /// Instructions that access the stack in a group.
+    stacked: Vec<bool>,
+    checks: Vec<stack::Check>,
+    /// Guest RSP minus its host register: what pushes and pops have not moved yet.
+    pending: i32,
 }
 
 /// Translates `insns`, whose bytes are `bytes` at offset `offset` of their page.
@@ -136,8 +155,14 @@ pub fn translate(
     for insn in insns {
         offsets.push(offsets[offsets.len() - 1] + u64::from(insn.len));
     }
+    let (groups, stacked) = if context.variant & PLAIN != 0 {
+        (Vec::new(), vec![false; insns.len()])
+    } else {
+        stack::groups(insns, &plans)
+    };
     let mut b = Builder {
         a: Asm::default(),
+        c: Asm::default(),
         draft: Draft::default(),
         context,
         insns,
@@ -145,6 +170,10 @@ pub fn translate(
         cold: Vec::new(),
         probes: Vec::new(),
         live,
+        groups,
+        stacked,
+        checks: Vec::new(),
+        pending: 0,
     };
     b.entry();
     let mut at = 0;
@@ -156,6 +185,7 @@ pub fn translate(
         at += len;
     }
     if !ended {
+        b.settle();
         let end = b.offsets[insns.len()];
         b.go_to(end as i64);
     }
@@ -163,8 +193,27 @@ pub fn translate(
 }
 
 impl Builder<'_> {
+    /// The rel32 at `at` in line goes to shared code.
     fn outside(&mut self, at: usize, target: usize) {
-        self.draft.outside.push((at as u32, self.context.glue_base + target as u64));
+        let goal = Goal::Address(self.context.glue_base + target as u64);
+        self.draft.branches.push((Place32::Line(at as u32), goal));
+    }
+
+    /// The rel32 at `at` in the cold part goes to shared code.
+    fn cold_outside(&mut self, at: usize, target: usize) {
+        let goal = Goal::Address(self.context.glue_base + target as u64);
+        self.draft.branches.push((Place32::Cold(at as u32), goal));
+    }
+
+    /// The rel32 at `at` in line goes to what comes next in the cold part.
+    fn to_cold(&mut self, at: usize) {
+        let goal = Goal::Own(Place32::Cold(self.c.at() as u32));
+        self.draft.branches.push((Place32::Line(at as u32), goal));
+    }
+
+    /// The rel32 at `at` in the cold part goes to `line`.
+    fn cold_to_line(&mut self, at: usize, line: usize) {
+        self.draft.branches.push((Place32::Cold(at as u32), Goal::Own(Place32::Line(line as u32))));
     }
 
     fn jump_out(&mut self, target: usize) {
@@ -183,20 +232,37 @@ impl Builder<'_> {
             self.a.bytes(&[0x0f, 0x1f, 0x44, 0x00, 0x00]);
         }
         self.draft.entry_saved = self.a.at() as u32;
-        let n = self.insns.len() as i32;
-        // sub qword [budget], n
-        self.a.op_mem(true, 0x81, 5, Address::base(reg::RSP, hot!(budget)));
-        self.a.bytes(&n.to_le_bytes());
+        let n = self.insns.len() as u8;
+        self.a.op_mem(true, 0x83, 5, Address::base(reg::RSP, hot!(budget))); // sub qword [budget], n
+        self.a.bytes(&[n]);
         let over = self.a.jcc_later(cc::S);
         if needed {
             restore_flags(&mut self.a);
         }
-        // The way out lies in the cold part; see `finish`.
-        self.cold.push(Cold { from: vec![over], index: u16::MAX, saved: needed, site: 0 });
+        // The budget does not reach: give it back and leave before the first instruction.
+        self.to_cold(over);
+        self.give_back(i32::from(n));
+        let offset = self.offsets[0] as u32;
+        self.leave_at(offset, needed);
+    }
+
+    /// In the cold part: `n` instructions do not retire.
+    fn give_back(&mut self, n: i32) {
+        self.c.load(reg::S1, hot!(budget));
+        self.c.lea(true, reg::S1, Address::base(reg::S1, n));
+        self.c.store(reg::S1, hot!(budget));
+    }
+
+    /// In the cold part: leaves with RIP at `offset` from the start of the page.
+    fn leave_at(&mut self, offset: u32, saved: bool) {
+        self.c.mov_imm(reg::S1, offset);
+        let at = self.c.jmp_later();
+        let out = if saved { self.context.glue.leave_saved } else { self.context.glue.leave_here };
+        self.cold_outside(at, out);
     }
 
     fn site(&mut self, index: usize, resume: Option<u32>) -> usize {
-        self.draft.sites.push(Site { index: index as u16, resume });
+        self.draft.sites.push(Site { index: index as u16, offset: self.offsets[index] as u16, resume });
         self.draft.sites.len() - 1
     }
 
@@ -212,6 +278,10 @@ impl Builder<'_> {
 
     /// Emits instruction `n`; true if control does not go on behind it.
     fn instruction(&mut self, n: usize, plan: &Plan, bytes: &[u8]) -> bool {
+        if self.pending != 0 && !self.leaves_stack_pending(n, plan) {
+            self.settle();
+        }
+        self.check_stack(n);
         let done = match plan {
             Plan::Interpret => None,
             Plan::Native(native) => Encoding::parse(bytes).and_then(|e| self.native(n, native, &e)),
@@ -221,12 +291,11 @@ impl Builder<'_> {
             Plan::Leave => self.leave(n),
             Plan::Jcc | Plan::Jump if i32::try_from(self.target(n)).is_err() => None,
             Plan::Jcc => {
-                let to = self.target(n);
                 let condition = self.insns[n].iced.condition_code() as u8;
                 let taken = self.a.jcc_later(CONDITIONS[usize::from(condition).min(16)]);
+                let to = self.target(n);
+                self.branch_to(taken, to);
                 self.go_to(self.offsets[n + 1] as i64);
-                self.a.bind_here(taken);
-                self.go_to(to);
                 Some(true)
             }
             Plan::JumpIfZero => {
@@ -263,6 +332,7 @@ impl Builder<'_> {
             self.draft.native += 1;
             return ended;
         }
+        self.settle();
         self.interpret(n);
         // The last instruction leaves from its helper.
         n + 1 == self.insns.len()
@@ -274,7 +344,7 @@ impl Builder<'_> {
         self.offsets[n + 1] as i64 + self.insns[n].imm as i64
     }
 
-    /// S0 = linear address at `offset` from the start of this page.
+    /// `into` = linear address at `offset` from the start of this page.
     fn linear_of(&mut self, into: u8, offset: i64) {
         self.a.load(into, hot!(rip_page));
         self.a.lea(true, into, Address::base(into, offset as i32));
@@ -282,152 +352,43 @@ impl Builder<'_> {
 
     /// Control goes to `offset` from the start of this page; flags are in the host.
     fn go_to(&mut self, offset: i64) {
-        // Near the end of the page an instruction may cross it: its fragment is found by linear address only.
-        if (0..=PAGE as i64 - 15).contains(&offset) {
-            let link = self.draft.links.len() as u32;
+        if is_near(offset) {
             let at = self.a.jmp_later();
-            self.a.bind_here(at); // until it is linked: the lines that follow
-            self.linear_of(reg::S0, offset);
-            self.a.store(reg::S0, state!(rip));
-            self.a.mov_imm(reg::S1, self.context.first_link + link);
-            self.jump_out(self.context.glue.leave_link);
-            self.draft.links.push(Link { at: at as u32, target: offset as u16 });
+            self.branch_to(at, offset);
         } else {
             self.linear_of(reg::S0, offset);
             self.jump_out(self.context.glue.lookup);
         }
     }
 
-    // --- memory ---
-
-    /// The host register of a guest register used in an address; loads it into `scratch` if it has none.
-    fn address_register(&mut self, slot: u8, scratch: u8) -> u8 {
-        host(slot).unwrap_or_else(|| {
-            self.a.load(scratch, gpr(slot));
-            scratch
-        })
-    }
-
-    /// S0 = effective address (without segment base), or into `into`. False: it cannot be expressed.
-    fn effective(&mut self, n: usize, into: u8, wide: bool) -> bool {
-        let insn = &self.insns[n];
-        let disp = insn.disp as i64;
-        if insn.base == SLOT_RIP {
-            let offset = self.offsets[n] as i64 + disp;
-            let Ok(_) = i32::try_from(offset) else { return false };
-            if insn.address_mask != !0 {
-                return false;
-            }
-            self.a.load(reg::S0, hot!(rip_page));
-            self.a.lea(wide, into, Address::base(reg::S0, offset as i32));
-            return true;
-        }
-        let disp = if insn.address_mask == !0 { disp } else { i64::from(insn.disp as u32 as i32) };
-        let Ok(disp) = i32::try_from(disp) else { return false };
-        let base = (insn.base != SLOT_NONE).then(|| self.address_register(insn.base, reg::S0));
-        let index = (insn.index != SLOT_NONE).then(|| self.address_register(insn.index, reg::S1));
-        let address = Address { base, index, shift: insn.shift, disp };
-        self.a.lea(wide && insn.address_mask == !0, into, address);
-        true
-    }
-
-    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part.
-    /// Clobbers S1 and the flags, unless they live: then they are saved and restored.
-    fn translate_address(&mut self, n: usize, m: MemoryOperand) -> usize {
-        let live = self.live[n];
-        if live {
-            save_flags(&mut self.a);
-        }
-        let supervisor = self.context.variant & SUPERVISOR != 0;
-        let site = self.site(n, None);
-        let number = (self.context.first_site as usize + site) % SLOTS;
-        let slot = hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32;
-        // The page that this operand met last; the TLB is asked in the cold part.
-        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::RSP, slot)); // sub s0, [slot's page]
-        let from = self.leave_page(m);
-        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
-        let back = self.a.at();
-        if live {
-            restore_flags(&mut self.a);
-        }
-        self.probes.push(Probe { from, back, slot, memory: m, saved: live, site });
-        site
-    }
-
-    /// Branches away unless S0 is the offset of an operand that lies in one page, aligned where it must be.
-    fn leave_page(&mut self, m: MemoryOperand) -> usize {
-        if m.aligned {
-            // In the page and aligned: nothing but bits 11:4 (16 bytes) or 11:5 (32 bytes).
-            let mask = !(0xfff & !(i32::from(m.size) - 1));
-            self.a.op_reg(true, 0xf7, 0, reg::S0); // test s0, mask
-            self.a.bytes(&mask.to_le_bytes());
-            self.a.jcc_later(cc::NE)
+    /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
+    /// through the table of branch targets.
+    fn branch_to(&mut self, at: usize, offset: i64) {
+        self.to_cold(at);
+        if is_near(offset) {
+            self.link(Place32::Line(at as u32), offset as u16, false);
         } else {
-            self.a.op_reg(true, 0x81, 7, reg::S0); // cmp s0, 4096 - size
-            self.a.bytes(&(4096 - i32::from(m.size)).to_le_bytes());
-            self.a.jcc_later(cc::A)
+            self.c.load(reg::S0, hot!(rip_page));
+            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
+            let out = self.c.jmp_later();
+            self.cold_outside(out, self.context.glue.lookup);
         }
     }
 
-    /// The TLB, for an operand whose slot has another page; what misses goes to the helper.
-    fn probe(&mut self, p: &Probe) {
-        self.a.bind_here(p.from);
-        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, p.slot));
-        let again = self.a.at();
-        self.a.mov(reg::S1, reg::S0);
-        shift_right(&mut self.a, reg::S1, 7);
-        and_imm(&mut self.a, reg::S1, (crate::mmu::TLB_ENTRIES as u32 - 1) << 5);
-        self.a.op_mem(true, 0x03, reg::S1, Address::base(reg::RSP, hot!(tlb)));
-        let tag = if p.memory.written { TAG_WRITE } else { TAG_READ };
-        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::S1, tag)); // sub s0, [tag]
-        let miss = self.leave_page(p.memory);
-        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, HOST));
-        self.a.store(reg::RAX, hot!(saved_rax));
-        let mut unchecked = None;
-        if self.context.variant & SMAP != 0 {
-            // Under STAC the page may be the user's, which a later access must not reach.
-            self.a.load(reg::RAX, hot!(tlb));
-            self.a.op_mem(true, 0x3b, reg::RAX, Address::base(reg::RSP, hot!(tlb_unchecked)));
-            unchecked = Some(self.a.jcc_later(cc::E));
-        }
-        self.a.op_mem(true, 0x8b, reg::RAX, Address::base(reg::S1, tag));
-        self.a.store(reg::RAX, p.slot);
-        self.a.op_mem(true, 0x8b, reg::RAX, Address::base(reg::S1, HOST));
-        self.a.store(reg::RAX, p.slot + 8);
-        if let Some(at) = unchecked {
-            self.a.bind_here(at);
-        }
-        self.a.load(reg::RAX, hot!(saved_rax));
-        let out = self.a.jmp_later();
-        self.a.bind(out, p.back);
-        self.a.bind_here(miss);
-        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::S1, tag));
-        let fill = self.a.call_later();
-        self.outside(fill, self.context.glue.fill[usize::from(p.memory.written)]);
-        let filled = self.a.jcc_later(cc::AE);
-        self.a.bind(filled, again);
-        self.call_handler(p.saved, p.site);
+    /// In the cold part: where the branch at `at` goes until it is linked.
+    fn link(&mut self, at: Place32, target: u16, plain: bool) {
+        let number = self.context.first_link + self.draft.links.len() as u32;
+        self.draft.links.push(Link { at, target, plain });
+        self.c.mov_imm(reg::S1, number);
+        let out = self.c.jmp_later();
+        self.cold_outside(out, self.context.glue.leave_link);
     }
 
-    /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
-    fn operand(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
-        let start = self.a.at();
-        if !self.effective(n, reg::S0, true) {
-            self.a.code.truncate(start);
-            return None;
-        }
-        let segment = usize::from(self.insns[n].seg);
-        if segment == seg::FS || segment == seg::GS {
-            let base = state!(seg) + 32 * segment as i32 + 8;
-            if self.live[n] {
-                // lea keeps the flags
-                self.a.load(reg::S1, base);
-                self.a.lea(true, reg::S0, Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 });
-            } else {
-                self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, base));
-            }
-        }
-        Some(self.translate_address(n, m))
+    /// In the cold part, flags in the host: goes to a fragment without groups that begins with instruction `n`.
+    fn plain_link(&mut self, n: usize) {
+        let at = self.c.jmp_later();
+        self.c.bind_here(at); // until it is linked: the lines that follow
+        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true);
     }
 
     /// Where the helper of `site` goes on: here.
@@ -439,9 +400,10 @@ impl Builder<'_> {
 
     /// An instruction as itself, with its registers where the guest's are.
     fn native(&mut self, n: usize, native: &Native, e: &Encoding<'_>) -> Option<bool> {
-        // Registers that stay in the state need scratch registers: S1, and S0 where no pointer is in it.
+        let grouped = native.memory.and_then(|_| self.grouped(n));
+        // Registers that stay in memory need scratch registers: S1, and S0 where no pointer is in it.
         let mut scratch = [reg::S1, reg::S0].into_iter();
-        let count = if native.memory.is_some() { 1 } else { 2 };
+        let count = if native.memory.is_some() && grouped.is_none() { 1 } else { 2 };
         let mut moved: Vec<(u8, u8)> = Vec::new();
         for g in &native.gprs {
             if host(g.guest).is_none() && !moved.iter().any(|m| m.0 == g.guest) {
@@ -456,9 +418,10 @@ impl Builder<'_> {
         if native.high_byte && (native.memory.is_some() || native.gprs.iter().any(extended)) {
             return None;
         }
-        let site = match native.memory {
-            Some(m) => Some(self.operand(n, m)?),
-            None => None,
+        let (site, memory) = match (native.memory, grouped) {
+            (Some(_), Some(address)) => (None, Some(address)),
+            (Some(m), None) => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
+            (None, _) => (None, None),
         };
         let find = |g: &GprOperand, moved: &[(u8, u8)]| {
             host(g.guest).or_else(|| moved.iter().find(|m| m.0 == g.guest).map(|m| m.1)).unwrap_or(reg::S1)
@@ -470,9 +433,9 @@ impl Builder<'_> {
         }
         let of = |place: Place| native.gprs.iter().find(|g| g.place == place).map(|g| find(g, &moved));
         let r = of(Place::Reg).unwrap_or(e.reg());
-        let rm = match (of(Place::Rm), native.memory) {
+        let rm = match (of(Place::Rm), memory) {
             (Some(register), _) => Rm::Register(register),
-            (None, Some(_)) => Rm::Pointer,
+            (None, Some(address)) => Rm::Memory(address),
             (None, None) => Rm::Register(e.rm()),
         };
         let vvvv = of(Place::Vvvv).unwrap_or(e.vvvv());
@@ -490,12 +453,18 @@ impl Builder<'_> {
 
     fn lea(&mut self, n: usize, e: &Encoding<'_>) -> Option<bool> {
         let i = &self.insns[n].iced;
-        let target = i.op0_register();
-        let size = target.size();
+        let size = i.op0_register().size();
         let guest = e.reg();
         let into = host(guest).unwrap_or(reg::S0);
         if size == 2 || size == 4 && self.insns[n].base == SLOT_RIP {
             return None;
+        }
+        if let Some(by) = stack::moved_by_lea(&self.insns[n]) {
+            self.pending += by;
+            return Some(false);
+        }
+        if guest == 4 {
+            self.settle();
         }
         let start = self.a.at();
         // A 32-bit address or a 32-bit result are both the low half.
@@ -506,46 +475,6 @@ impl Builder<'_> {
         if host(guest).is_none() {
             self.a.store(into, gpr(guest));
         }
-        Some(false)
-    }
-
-    /// S0 = pointer to the eight bytes at guest RSP + `disp`.
-    fn stack(&mut self, n: usize, disp: i32, written: bool) -> usize {
-        self.a.lea(true, reg::S0, Address::base(reg::GUEST_RSP, disp));
-        self.translate_address(n, MemoryOperand { size: 8, written, aligned: false })
-    }
-
-    fn move_rsp(&mut self, by: i32) {
-        self.a.lea(true, reg::GUEST_RSP, Address::base(reg::GUEST_RSP, by));
-    }
-
-    fn push(&mut self, n: usize) -> Option<bool> {
-        let i = &self.insns[n].iced;
-        let site;
-        if i.op0_kind() == OpKind::Register {
-            let guest = i.op0_register().number() as u8;
-            site = self.stack(n, -8, true);
-            let from = self.address_register(guest, reg::S1);
-            self.a.op_mem(true, 0x89, from, Address::base(reg::S0, 0));
-        } else {
-            let value = i32::try_from(self.insns[n].imm as i64).ok()?;
-            site = self.stack(n, -8, true);
-            self.a.op_mem(true, 0xc7, 0, Address::base(reg::S0, 0));
-            self.a.bytes(&value.to_le_bytes());
-        }
-        self.move_rsp(-8);
-        self.resumes_here(site);
-        Some(false)
-    }
-
-    fn pop(&mut self, n: usize) -> Option<bool> {
-        let guest = self.insns[n].iced.op0_register().number() as u8;
-        let site = self.stack(n, 0, false);
-        if guest != 4 {
-            self.move_rsp(8);
-        }
-        self.load_guest(guest, Address::base(reg::S0, 0));
-        self.resumes_here(site);
         Some(false)
     }
 
@@ -566,19 +495,11 @@ impl Builder<'_> {
         Some(false)
     }
 
-    /// Pushes the address behind instruction `n`.
-    fn push_return(&mut self, n: usize) {
-        self.stack(n, -8, true);
-        let next = self.offsets[n + 1] as i64;
-        self.linear_of(reg::S1, next);
-        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
-        self.move_rsp(-8);
-    }
-
     fn call(&mut self, n: usize) -> Option<bool> {
         let to = self.target(n);
         i32::try_from(to).ok()?;
         self.push_return(n);
+        self.settle();
         self.go_to(to);
         Some(true)
     }
@@ -609,17 +530,8 @@ impl Builder<'_> {
         self.indirect_target(n)?;
         self.a.store(reg::S0, hot!(target));
         self.push_return(n);
+        self.settle();
         self.a.load(reg::S0, hot!(target));
-        self.jump_out(self.context.glue.lookup);
-        Some(true)
-    }
-
-    fn ret(&mut self, n: usize) -> Option<bool> {
-        let i = &self.insns[n].iced;
-        let extra = if i.op_count() == 1 { i32::from(i.immediate16()) } else { 0 };
-        self.stack(n, 0, false);
-        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
-        self.move_rsp(8 + extra);
         self.jump_out(self.context.glue.lookup);
         Some(true)
     }
@@ -631,12 +543,11 @@ impl Builder<'_> {
         self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
         self.a.store(reg::S0, hot!(target));
         let read = self.draft.sites.len() - 1;
-        let site = self.stack(n, -8, true);
-        self.a.load(reg::S1, hot!(target));
-        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
-        self.move_rsp(-8);
+        let site = self.push_target(n);
         self.resumes_here(read);
-        self.resumes_here(site);
+        if let Some(site) = site {
+            self.resumes_here(site);
+        }
         Some(false)
     }
 
@@ -650,18 +561,16 @@ impl Builder<'_> {
     }
 
     fn push_flags(&mut self, n: usize) -> Option<bool> {
-        self.a.bytes(&[0x9c, 0x41, 0x5d]); // pushfq; pop r13
+        self.a.bytes(&[0x9c, 0x41, 0x5b]); // pushfq; pop r11
         self.select_bits(reg::S1, hot!(status_mask));
         self.a.load(reg::S0, state!(rflags));
         self.select_bits(reg::S0, hot!(pushed_mask));
         let both = Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 };
         self.a.lea(true, reg::S0, both);
         self.a.store(reg::S0, hot!(target));
-        let site = self.stack(n, -8, true);
-        self.a.load(reg::S1, hot!(target));
-        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
-        self.move_rsp(-8);
-        self.resumes_here(site);
+        if let Some(site) = self.push_target(n) {
+            self.resumes_here(site);
+        }
         Some(false)
     }
 
@@ -704,21 +613,13 @@ impl Builder<'_> {
         restore_flags(&mut self.a);
         self.a.op_reg(wide, 0xf7, if signed { 7 } else { 6 }, reg::S0);
         let site = self.site(n, None);
-        self.cold.push(Cold { from: misses, index: n as u16, saved: true, site });
+        self.cold.push(Cold { from: misses, saved: true, site });
         for site in 0..self.draft.sites.len() {
             if usize::from(self.draft.sites[site].index) == n {
                 self.resumes_here(site);
             }
         }
         Some(false)
-    }
-
-    /// As `operand`, with the flags from before even where nobody will read them.
-    fn operand_keeping_flags(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
-        let live = std::mem::replace(&mut self.live[n], true);
-        let site = self.operand(n, m);
-        self.live[n] = live;
-        site
     }
 
     fn swap_gs(&mut self) -> Option<bool> {
@@ -770,7 +671,7 @@ impl Builder<'_> {
         self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
         self.a.store(reg::S0, state!(rflags));
         let site = self.site(n, None);
-        self.cold.push(Cold { from: vec![window, short], index: n as u16, saved: true, site });
+        self.cold.push(Cold { from: vec![window, short], saved: true, site });
         self.behind(n)
     }
 
@@ -789,49 +690,53 @@ impl Builder<'_> {
 
     // --- the end ---
 
-    /// Calls the interpreter's handler from the cold part.
+    /// In the cold part: calls the interpreter's handler.
     fn call_handler(&mut self, saved: bool, site: usize) {
         if saved {
-            restore_flags(&mut self.a);
+            restore_flags(&mut self.c);
         }
-        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
-        self.jump_out(self.context.glue.slow);
+        self.c.mov_imm(reg::S1, self.context.first_site + site as u32);
+        let at = self.c.jmp_later();
+        self.cold_outside(at, self.context.glue.slow);
     }
 
     fn finish(mut self) -> Draft {
+        self.draft.starts.push(self.a.at() as u32);
         for probe in std::mem::take(&mut self.probes) {
             self.probe(&probe);
         }
-        self.draft.starts.push(self.a.at() as u32);
+        for check in std::mem::take(&mut self.checks) {
+            self.other_stack(&check);
+        }
         for cold in std::mem::take(&mut self.cold) {
             for at in cold.from {
-                self.a.bind_here(at);
-            }
-            if cold.index == u16::MAX {
-                // The budget does not reach: give it back and leave before the first instruction.
-                let n = self.insns.len() as i32;
-                self.a.load(reg::S1, hot!(budget));
-                self.a.lea(true, reg::S1, Address::base(reg::S1, n));
-                self.a.store(reg::S1, hot!(budget));
-                let offset = self.offsets[0] as i64;
-                self.linear_of(reg::S0, offset);
-                self.a.store(reg::S0, state!(rip));
-                let out = if cold.saved { self.context.glue.leave_saved } else { self.context.glue.leave_here };
-                self.jump_out(out);
-                continue;
+                self.to_cold(at);
             }
             self.call_handler(cold.saved, cold.site);
         }
         for n in 0..2 {
-            self.draft.stale[n] = self.a.at() as u32;
-            let offset = self.offsets[0] as i64;
-            self.linear_of(reg::S0, offset);
-            self.a.store(reg::S0, state!(rip));
-            self.jump_out([self.context.glue.leave_here, self.context.glue.leave_saved][n]);
+            self.draft.stale[n] = self.c.at() as u32;
+            if self.context.variant & PLAIN == 0 {
+                let offset = self.offsets[0] as u32;
+                self.leave_at(offset, n == 1);
+                continue;
+            }
+            // Who came here must not go on with the groups that failed.
+            if n == 1 {
+                restore_flags(&mut self.c);
+            }
+            self.plain_link(0);
         }
         self.draft.code = self.a.code;
+        self.draft.cold = self.c.code;
         self.draft
     }
+}
+
+/// A branch there can be linked. Near the end of the page an instruction may cross it: its fragment is found by linear
+/// address only.
+fn is_near(offset: i64) -> bool {
+    (0..=PAGE as i64 - 15).contains(&offset)
 }
 
 /// Jcc condition codes by iced's `ConditionCode`: none, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g.

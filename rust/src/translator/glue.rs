@@ -3,50 +3,43 @@
 
 use super::asm::{Address, Asm, cc, reg};
 use super::crossing;
-use super::fill;
-use super::fragment::{TAG_READ, TAG_WRITE};
 use super::hot::{TARGETS, hot};
-use crate::state::State;
 
 /// Guest registers that live in host registers: (guest, host).
-pub const MAP: [(u8, u8); 13] = [
-    (0, 0),
-    (1, 1),
-    (2, 2),
-    (3, 3),
-    (4, reg::GUEST_RSP),
-    (5, 5),
-    (6, 6),
-    (7, 7),
-    (8, 8),
-    (9, 9),
-    (10, 10),
-    (11, 11),
-    (12, 12),
-];
+pub const MAP: [(u8, u8); 12] =
+    [(0, 0), (1, 1), (2, 2), (3, 3), (4, reg::GUEST_RSP), (5, 5), (6, 6), (7, 7), (8, 8), (9, 9), (12, 12), (13, 13)];
 
-/// The host register of a guest register; `None` for those that stay in the state (R13 to R15).
+/// Guest registers without one: compilers use them least, and least in calls.
+const SPILLED: [u8; 4] = [10, 11, 14, 15];
+
+/// The host register of a guest register; `None` for those that stay in memory.
 #[must_use]
 pub fn host(guest: u8) -> Option<u8> {
     match guest {
         4 => Some(reg::GUEST_RSP),
-        0..=12 => Some(guest),
+        0..=9 | 12 | 13 => Some(guest),
         _ => None,
     }
 }
 
-/// Offset of a field of the flat state.
+/// Offset of a field of the flat state from the stack pointer of translated code.
 macro_rules! state {
     ($field:ident) => {
-        std::mem::offset_of!(crate::state::State, $field) as i32
+        (crate::state_block::STATE_OFFSET + std::mem::offset_of!(crate::state::State, $field)) as i32
     };
 }
 pub(crate) use state;
 
-/// Offset of a guest register in the flat state.
+/// Where translated code has a guest register that has no host register.
 #[must_use]
 pub fn gpr(guest: u8) -> i32 {
-    i32::from(guest) * 8
+    let n = SPILLED.iter().position(|&s| s == guest).unwrap_or_default();
+    hot!(spilled) + 8 * n as i32
+}
+
+/// Offset of a guest register in the flat state.
+pub fn in_state(guest: u8) -> i32 {
+    state!(gpr) + 8 * i32::from(guest)
 }
 
 /// Why translated code was left; what `enter` returns.
@@ -55,7 +48,7 @@ pub fn gpr(guest: u8) -> i32 {
 pub enum Leave {
     /// `rip` stands; flags were in the host.
     Here = 0,
-    /// A direct branch without a link: its number is in `hot.target`; flags were in the host.
+    /// A direct branch without a link: its number is in `hot.target`, RIP to be found; flags were in the host.
     Link = 1,
     /// `rip` stands; flags are in `hot.saved_flags`.
     Saved = 2,
@@ -79,7 +72,7 @@ impl Leave {
 /// Entry points of the shared code, as offsets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Glue {
-    /// `extern "C" fn(*mut State) -> u32`: loads the guest and goes to `hot.resume`.
+    /// `extern "C" fn(*mut Hot) -> u32`: loads the guest and goes to `hot.resume`.
     pub enter: usize,
     /// Target in S0, flags in the host.
     pub lookup: usize,
@@ -91,14 +84,14 @@ pub struct Glue {
     pub sysret: usize,
     /// S1 = site: calls the helper.
     pub slow: usize,
-    /// S0 = linear address, S1 = TLB entry: called where a read, or a write, misses. See `fill`.
-    pub fill: [usize; 2],
-    /// Leaves with `Leave::Here`.
+    /// S1 = offset from the page of the fragment, which becomes RIP: leaves with `Leave::Here`.
     pub leave_here: usize,
     /// S1 = link: leaves with `Leave::Link`.
     pub leave_link: usize,
-    /// Leaves with `Leave::Saved`.
+    /// As `leave_here`, with `Leave::Saved`.
     pub leave_saved: usize,
+    /// Routines of [`super::probe`].
+    pub probes: super::probe::Probes,
 }
 
 /// Flags of the host to `hot.saved_flags`; no register changes.
@@ -117,7 +110,7 @@ pub fn restore_flags(a: &mut Asm) {
     a.load(reg::RAX, hot!(saved_rax));
 }
 
-/// Vector register `n` to or from its place in the state, which lies `depth` bytes above the stack pointer.
+/// Vector register `n` to or from its place in the state, with `depth` bytes of stack in use.
 pub fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
     let opcode = 0x10 | u8::from(store);
     if avx {
@@ -139,7 +132,11 @@ fn mxcsr(a: &mut Asm, store: bool) {
 
 fn spill(a: &mut Asm, avx: bool) {
     for (guest, host) in MAP {
-        a.store(host, gpr(guest));
+        a.store(host, in_state(guest));
+    }
+    for guest in SPILLED {
+        a.load(reg::RAX, gpr(guest));
+        a.store(reg::RAX, in_state(guest));
     }
     a.bytes(&[0x9c, 0x58]); // pushfq; pop rax
     a.store(reg::RAX, hot!(host_flags));
@@ -149,17 +146,22 @@ fn spill(a: &mut Asm, avx: bool) {
     }
 }
 
-fn load_guest(a: &mut Asm, avx: bool) {
+fn fill(a: &mut Asm, avx: bool) {
     for n in 0..16 {
         vector_move(a, avx, false, n, 0);
     }
     mxcsr(a, false);
+    for guest in SPILLED {
+        a.load(reg::RAX, in_state(guest));
+        a.store(reg::RAX, gpr(guest));
+    }
+    a.load(reg::STACK, hot!(stack_delta));
     a.load(reg::RAX, state!(rflags));
     a.bytes(&[0x25]); // and eax, status flags
     a.bytes(&0x8d5u32.to_le_bytes());
     a.bytes(&[0x83, 0xc8, 0x02, 0x50, 0x9d]); // or eax, 2; push rax; popfq
     for (guest, host) in MAP {
-        a.load(host, gpr(guest));
+        a.load(host, in_state(guest));
     }
 }
 
@@ -170,7 +172,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.op_mem(true, 0x89, reg::RSP, Address::base(reg::RDI, hot!(host_rsp)));
     a.mov(reg::RSP, reg::RDI);
     let filled = a.at();
-    load_guest(a, avx);
+    fill(a, avx);
     a.jmp_mem(Address::base(reg::RSP, hot!(resume)));
 
     g.slow = a.at();
@@ -188,9 +190,8 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     let back = a.jmp_later();
     a.bind(back, filled);
 
-    g.fill = [fill::generate(a, avx, false, TAG_READ), fill::generate(a, avx, true, TAG_WRITE)];
-
     g.leave_here = a.at();
+    set_rip(a);
     spill(a, avx);
     a.mov_imm(reg::RAX, Leave::Here as u32);
     let here = a.jmp_later();
@@ -202,6 +203,8 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     let link = a.jmp_later();
 
     g.leave_saved = a.at();
+    set_rip(a);
+    let saved = a.at();
     spill(a, avx);
     a.mov_imm(reg::RAX, Leave::Saved as u32);
 
@@ -228,7 +231,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     shift_right(a, reg::S1, 63);
     a.op_mem(true, 0x33, reg::S0, entry(hot!(epochs))); // xor s0, [epoch]
     a.load(reg::S1, hot!(spread));
-    a.bytes(&[0x4d, 0x0f, 0xaf, 0xee]); // imul r13, r14
+    a.bytes(&[0x4d, 0x0f, 0xaf, 0xde]); // imul r11, r14
     shift_right(a, reg::S1, (64 - TARGETS.ilog2()) as u8);
     a.op_mem(true, 0x3b, reg::S0, entry(hot!(tags))); // cmp s0, [tag]
     let miss = a.jcc_later(cc::NE);
@@ -239,10 +242,19 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.jmp_mem(entry(hot!(code)));
     a.bind_here(miss);
     let out = a.jmp_later();
-    a.bind(out, g.leave_saved);
+    a.bind(out, saved);
+    let fills = [false, true].map(|written| super::fill::generate(a, avx, written));
+    g.probes = super::probe::generate(a, fills);
     g.syscall = crossing::syscall(a, &g);
     g.sysret = crossing::sysret(a, &g);
     g
+}
+
+/// RIP = page of the fragment + S1.
+fn set_rip(a: &mut Asm) {
+    a.load(reg::S0, hot!(rip_page));
+    a.lea(true, reg::S0, Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 });
+    a.store(reg::S0, state!(rip));
 }
 
 /// The MXCSR that Rust code expects, from a constant behind the code that loads it.
@@ -264,5 +276,3 @@ pub fn and_imm(a: &mut Asm, reg: u8, value: u32) {
     a.op_reg(false, 0x81, 4, reg);
     a.bytes(&value.to_le_bytes());
 }
-
-const _: () = assert!(size_of::<State>() < 1 << 16);

@@ -1,4 +1,4 @@
-//! Data that translated code reaches at fixed offsets from its stack pointer, behind the flat state.
+//! Data that translated code reaches at fixed offsets from its stack pointer, before the flat state.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -6,7 +6,6 @@ use super::crossing::Side;
 use crate::cpu::Cpu;
 use crate::mmu::TlbEntry;
 use crate::state::flag;
-use crate::state_block::HOT_OFFSET;
 
 /// Entries of the table of branch targets.
 pub const TARGETS: usize = 16384;
@@ -15,7 +14,10 @@ pub const TARGETS: usize = 16384;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Pages remembered for each kind of access and privilege.
-pub const SLOTS: usize = 64;
+pub const SLOTS: usize = 128;
+
+/// Slots noted one by one when they are filled.
+pub const NOTED: usize = 255;
 
 /// First slot of a kind of access.
 #[must_use]
@@ -39,7 +41,7 @@ pub struct Refused {
     pub pause: u64,
 }
 
-/// See the module.
+/// See the module. What comes first is reached with short displacements.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Hot {
@@ -47,19 +49,33 @@ pub struct Hot {
     pub budget: i64,
     /// Linear address of the page that the running fragment lies in.
     pub rip_page: u64,
+    /// The page of stack at the present privilege, writable: linear address,
+    pub stack_page: u64,
+    /// and host pointer minus that (in a register while translated code runs).
+    pub stack_delta: u64,
+    /// Guest registers without a host register: R10, R11, R14, R15.
+    pub spilled: [u64; 4],
     /// TLB array of data accesses.
     pub tlb: *const TlbEntry,
-    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
-    /// `Cpu::code_epochs`.
-    pub epochs: [u64; 2],
-    /// Spreads branch targets over their table.
-    pub spread: u64,
+    /// Scratch of flag saving and of probes.
+    pub saved_rax: u64,
+    /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.
+    pub saved_flags: u64,
+    /// Target of an indirect call while its return address is pushed.
+    pub target: u64,
+    /// Scratch of probes.
+    pub saved_rcx: u64,
     /// The arrays that CLAC and STAC choose.
     pub tlb_checked: *const TlbEntry,
     /// See `tlb_checked`.
     pub tlb_unchecked: *const TlbEntry,
     /// Not 0: somebody waits for RFLAGS.IF, an interrupt window or a virtual interrupt.
     pub window: u64,
+    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
+    /// `Cpu::code_epochs`.
+    pub epochs: [u64; 2],
+    /// Spreads branch targets over their table.
+    pub spread: u64,
     /// Masks for PEXT and PDEP: the arithmetic flags,
     pub status_mask: u64,
     /// what PUSHFQ takes from `state.rflags`,
@@ -84,28 +100,30 @@ pub struct Hot {
     pub to_user: Side,
     /// What of the epochs changes with the privilege.
     pub epoch_change: u64,
-    /// Scratch of flag saving.
-    pub saved_rax: u64,
-    /// LAHF in bits 15:8, OF in bit 0: the guest's flags where they are not in the host's.
-    pub saved_flags: u64,
     /// Whole host RFLAGS at a spill.
     pub host_flags: u64,
-    /// Target of an indirect call while its return address is pushed.
-    pub target: u64,
     /// Stack pointer of who entered.
     pub host_rsp: u64,
     /// Where translated code goes on after a helper.
     pub resume: *const u8,
     /// The processor.
     pub cpu: *mut Cpu,
+    /// The state of the MMU for which `slots` and the stacks hold.
+    pub slots_stamp: u64,
+    slots_secret: u64,
+    /// The stack at the other privilege: as `stack_page` and `stack_delta`.
+    pub other_stack: [u64; 2],
+    /// The stack is the one of CPL 0.
+    pub supervisor_stack: bool,
+    /// How many slots were noted in `noted`; [`NOTED`]: too many.
+    pub noted_count: u64,
+    /// Slots that were filled, by their offset in `slots`.
+    pub noted: [u16; NOTED + 1],
+    /// What empty slots point to.
+    dummy: [u64; 512 + 8],
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
     /// and privilege (see [`slot_part`]); an operand's place in it is its site's number.
     pub slots: [[u64; 2]; 4 * SLOTS],
-    /// The state of the MMU for which `slots` hold.
-    pub slots_stamp: u64,
-    slots_secret: u64,
-    /// What empty slots point to.
-    dummy: [u64; 512 + 8],
     /// Branch targets, by linear address and epoch: tags,
     pub tags: [u64; TARGETS],
     /// and the code of the fragments, at their entry for saved flags.
@@ -154,7 +172,31 @@ impl Hot {
         self.slots_stamp = stamp;
         self.slots_secret = self.slots_secret.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         let tag = 1 << 63 | self.slots_secret >> 2 & !0xfff;
-        self.slots = [[tag, (&raw const self.dummy) as u64]; 4 * SLOTS];
+        let nobody = (&raw const self.dummy) as u64;
+        match self.noted.get(..self.noted_count as usize) {
+            Some(noted) if noted.len() < NOTED => {
+                for &offset in noted {
+                    if let Some(slot) = self.slots.get_mut(usize::from(offset) / 16) {
+                        *slot = [tag, nobody];
+                    }
+                }
+            }
+            _ => self.slots = [[tag, nobody]; 4 * SLOTS],
+        }
+        self.noted_count = 0;
+        let no_stack = [tag, nobody.wrapping_sub(tag)];
+        [self.stack_page, self.stack_delta] = no_stack;
+        self.other_stack = no_stack;
+    }
+
+    /// The stack is from now on that of CPL 0, or of CPL 3.
+    #[inline]
+    pub fn select_stack(&mut self, supervisor: bool) {
+        if self.supervisor_stack != supervisor {
+            self.supervisor_stack = supervisor;
+            let other = std::mem::replace(&mut self.other_stack, [self.stack_page, self.stack_delta]);
+            [self.stack_page, self.stack_delta] = other;
+        }
     }
 
     /// Sets what never changes.
@@ -166,6 +208,7 @@ impl Hot {
         self.no_ac_mask = !flag::AC;
         self.no_direction_mask = !flag::DF;
         self.slots_secret = RandomState::new().hash_one(0u8);
+        self.noted_count = NOTED as u64;
         self.forget_slots(!0);
         self.forget_targets();
     }
@@ -176,12 +219,12 @@ impl Hot {
     }
 }
 
-/// Offset of a field of [`Hot`] from the flat state.
+/// Offset of a field of [`Hot`] from the stack pointer of translated code.
 macro_rules! hot {
     ($($field:ident).+) => {
-        (crate::state_block::HOT_OFFSET + std::mem::offset_of!(crate::translator::hot::Hot, $($field).+)) as i32
+        std::mem::offset_of!(crate::translator::hot::Hot, $($field).+) as i32
     };
 }
 pub(crate) use hot;
 
-const _: () = assert!(HOT_OFFSET < 1 << 16);
+const _: () = assert!(16 * 4 * SLOTS <= 1 << 16);

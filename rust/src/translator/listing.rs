@@ -17,7 +17,11 @@ pub struct Listing {
     pub base: u64,
     /// The host code as it is now, links included.
     pub code: Vec<u8>,
-    /// Where the code of each guest instruction begins, and where the rarely executed part does.
+    /// Address of the code that is rarely executed.
+    pub cold_base: u64,
+    /// That code.
+    pub cold: Vec<u8>,
+    /// Where the code of each guest instruction begins in `code`, and the end.
     pub starts: Vec<u32>,
 }
 
@@ -50,10 +54,13 @@ impl Listing {
     #[must_use]
     pub fn text(&self, rip: u64) -> String {
         let mut out = String::new();
-        let host = |out: &mut String, from: usize, to: usize| {
-            for i in decode(self.code.get(from..to).unwrap_or_default(), self.base + from as u64) {
+        let lines = |out: &mut String, code: &[u8], ip: u64| {
+            for i in decode(code, ip) {
                 *out += &format!("      {:x}  {}\n", i.ip(), text(&i));
             }
+        };
+        let host = |out: &mut String, from: usize, to: usize| {
+            lines(out, self.code.get(from..to).unwrap_or_default(), self.base + from as u64);
         };
         let at = |n: usize| self.starts.get(n).map_or(self.code.len(), |&s| s as usize);
         out += "  entry\n";
@@ -66,7 +73,7 @@ impl Listing {
             ip += bytes.len() as u64;
         }
         out += "  ways out\n";
-        host(&mut out, at(self.guest.len()), self.code.len());
+        lines(&mut out, &self.cold, self.cold_base);
         out
     }
 }
@@ -97,7 +104,9 @@ impl Translator {
             guest.push(head.to_vec());
             rest = tail;
         }
-        let code = self.code.read(f.base, f.len as usize);
-        Some(Listing { host_pa: f.host_pa, guest, base: f.base as u64, code, starts: draft.starts })
+        let code = self.code.read(f.line.0, f.line.1 as usize);
+        let cold = self.code.read(f.cold.0, f.cold.1 as usize);
+        let (base, cold_base) = (f.line.0 as u64, f.cold.0 as u64);
+        Some(Listing { host_pa: f.host_pa, guest, base, code, cold_base, cold, starts: draft.starts })
     }
 }

@@ -17,6 +17,7 @@ mod fragment;
 mod glue;
 pub mod hot;
 mod listing;
+mod probe;
 /// What a fragment takes for granted: bits of its variant.
 pub mod variant {
     /// SSE may run natively.
@@ -27,6 +28,8 @@ pub mod variant {
     pub const SUPERVISOR: u8 = 4;
     /// CR4.SMAP is 1, and CPL is 0.
     pub const SMAP: u8 = 8;
+    /// Each access to the stack is checked alone.
+    pub const PLAIN: u8 = 16;
 }
 mod run;
 

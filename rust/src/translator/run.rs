@@ -11,7 +11,7 @@ use super::variant;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::CodeMemoryError;
-use crate::state::{State, cr, flag};
+use crate::state::{cr, flag};
 use crate::stop::{Exec, Stop};
 use crate::vmx::bits::primary;
 
@@ -92,9 +92,11 @@ impl Cpu {
         let stamp = self.translation_stamp();
         self.set_controls();
         self.set_crossing();
+        let supervisor = self.mode.cpl == 0;
         let hot = self.state.hot();
         hot.set_epochs(epochs);
         hot.keep_slots(stamp);
+        hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
         (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
     }
@@ -109,18 +111,24 @@ impl Cpu {
     /// Runs translated code from `block`, which is fresh and fits the budget. `None`: it could not be translated.
     pub(crate) fn run_translated(&mut self, block: &Block, linear: u64) -> Option<Exec> {
         self.drop_written_code();
-        let variant = self.variant();
+        let variant = self.variant() | self.plain_variant();
         let hot: *mut Hot = self.state.hot();
         let translator = self.translator.as_mut()?;
+        translator.plain = false;
         let number = match translator.find_block(block, variant) {
             Some(number) => number,
-            // SAFETY: `hot` lies behind the state, which is not touched meanwhile.
+            // SAFETY: `hot` lies before the state, which is not touched meanwhile.
             None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
         if block.second_pa != ONE_PAGE {
             self.note_code((linear | 0xfff).wrapping_add(1));
         }
         self.enter_fragment(number, variant, linear)
+    }
+
+    /// The variant bit for code that did not find its stack in one page.
+    fn plain_variant(&self) -> u8 {
+        if self.translator.as_ref().is_some_and(|t| t.plain) { variant::PLAIN } else { 0 }
     }
 
     /// Runs the fragment of the code at `linear`, if there is one that fits the budget.
@@ -131,9 +139,10 @@ impl Cpu {
         }
         let host_pa = self.fetch_known(linear)?;
         self.drop_written_code();
-        let variant = self.variant();
+        let variant = self.variant() | self.plain_variant();
         let translator = self.translator.as_mut()?;
         let number = translator.find(host_pa, variant)?;
+        translator.plain = false;
         let len = translator.fragments[number as usize].insns.len() as u64;
         if self.budget() < len {
             return None;
@@ -158,10 +167,12 @@ impl Cpu {
         let cpu = &raw mut *self;
         let hot = self.state.hot();
         (hot.budget, hot.resume, hot.cpu) = (budget, entry, cpu);
-        hot.set_target(linear, entry_saved);
+        if variant & variant::PLAIN == 0 {
+            hot.set_target(linear, entry_saved);
+        }
         // SAFETY: the shared code follows this ABI; it and the fragments stay where they are until `make`.
         let leave = unsafe {
-            let enter: extern "C" fn(*mut State) -> u32 = std::mem::transmute(enter);
+            let enter: extern "C" fn(*mut Hot) -> u32 = std::mem::transmute(enter);
             enter(self.state.address())
         };
         Some(self.left(Leave::from_code(leave)))
@@ -171,7 +182,8 @@ impl Cpu {
         self.take_view();
         let stop_at = self.stop_at;
         let hot = self.state.hot();
-        let (budget, host, saved, target) = (hot.budget, hot.host_flags, hot.saved_flags, hot.target);
+        let (budget, host, saved) = (hot.budget, hot.host_flags, hot.saved_flags);
+        let (target, rip_page) = (hot.target, hot.rip_page);
         if leave == Leave::Helper {
             if let Some(panic) = self.outcome.panic.take() {
                 resume_unwind(panic);
@@ -189,9 +201,12 @@ impl Cpu {
         if leave == Leave::Link
             && let Some(translator) = &mut self.translator
             && let Some(&link) = translator.links.get(target as usize)
-            && let Some(to) = translator.find(link.target, link.variant)
         {
-            translator.link(link, to);
+            self.state.rip = rip_page | link.target & 0xfff;
+            translator.plain = link.variant & variant::PLAIN != 0;
+            if let Some(to) = translator.find(link.target, link.variant) {
+                translator.link(link, to);
+            }
         }
         Ok(())
     }
@@ -243,11 +258,13 @@ impl Cpu {
                 if site.resume.is_null() {
                     return self.goes_elsewhere(seen);
                 }
+                let stamp = self.translation_stamp();
+                // A group of stack accesses may go on behind this instruction: its page must still hold.
                 let goes_on = left >= rest as i64
                     && self.state.pending_debug == 0
                     && !self.boundary
-                    && self.memory.code_log().position() == seen;
-                let stamp = self.translation_stamp();
+                    && self.memory.code_log().position() == seen
+                    && self.state.hot().slots_stamp == stamp;
                 let hot = self.state.hot();
                 hot.keep_slots(stamp);
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };

@@ -36,6 +36,8 @@ pub struct CodeMemory {
     executable: *const u8,
     len: usize,
     used: usize,
+    /// Rarely executed code fills the other end, from here on.
+    cold: usize,
 }
 
 // SAFETY: the mappings belong to this value alone; nothing in it is tied to a thread.
@@ -79,7 +81,7 @@ impl CodeMemory {
                 libc::munmap(writable, len);
                 return Err(error);
             }
-            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), len, used: 0 })
+            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), len, used: 0, cold: len })
         }
     }
 
@@ -92,14 +94,23 @@ impl CodeMemory {
     /// Appends code; `None` when the chunk is full.
     pub fn append(&mut self, code: &[u8]) -> Option<*const u8> {
         let end = self.used.checked_add(code.len())?;
-        if end > self.len {
+        if end > self.cold {
             return None;
         }
         let entry = self.next();
         // SAFETY: `used..end` lies in our writable mapping and holds no code yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
-        self.used = end.next_multiple_of(ALIGN).min(self.len);
+        self.used = end.next_multiple_of(ALIGN).min(self.cold);
         Some(entry)
+    }
+
+    /// As [`CodeMemory::append`], for code that is rarely executed: it lies apart.
+    pub fn append_cold(&mut self, code: &[u8]) -> Option<*const u8> {
+        let start = self.cold.checked_sub(code.len()).filter(|&start| start >= self.used)?;
+        // SAFETY: `start..cold` lies in our writable mapping and holds no code yet.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
+        self.cold = start;
+        Some(self.executable.wrapping_add(start))
     }
 }
 
@@ -107,18 +118,25 @@ impl CodeMemory {
     /// Bytes that are left.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.len - self.used
+        self.cold - self.used
     }
 
     /// Forgets all code. Nothing of it may run any more.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.cold = self.len;
+    }
+
+    /// Code was appended at `len` bytes from `offset`.
+    fn holds(&self, offset: usize, len: usize) -> bool {
+        let end = offset.saturating_add(len);
+        end <= self.used || offset >= self.cold && end <= self.len
     }
 
     /// Replaces bytes at `at`, an address inside appended code. The caller is the only thread that runs it.
     pub fn overwrite(&mut self, at: *const u8, bytes: &[u8]) {
         let offset = (at as usize).wrapping_sub(self.executable as usize);
-        if offset <= self.used && bytes.len() <= self.used - offset {
+        if self.holds(offset, bytes.len()) {
             // SAFETY: the range lies in code that was appended before.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.add(offset), bytes.len()) };
         }
@@ -128,7 +146,7 @@ impl CodeMemory {
     #[must_use]
     pub fn read(&self, at: *const u8, len: usize) -> Vec<u8> {
         let offset = (at as usize).wrapping_sub(self.executable as usize);
-        if offset > self.used || len > self.used - offset {
+        if !self.holds(offset, len) {
             return Vec::new();
         }
         // SAFETY: as in `overwrite`.
@@ -168,6 +186,7 @@ mod tests {
         let mut memory = CodeMemory::new(4096).expect("code memory");
         assert!(memory.append(&[0x90; 4090]).is_some());
         assert!(memory.append(&[0x90; 16]).is_none());
+        assert!(memory.append_cold(&[0x90; 1]).is_none());
         assert!(memory.append(&[0x90; usize::pow(2, 13)]).is_none());
     }
 }

@@ -60,7 +60,7 @@ impl Builder<'_> {
             self.a.op_mem(size == 8, 0x8b, reg::S0, Address::base(reg::S0, 0));
             self.a.bytes(&[if size == 8 { 0x4d } else { 0x45 }, 0x0f, 0xa3, 0xc0 | (reg::S1 & 7) << 3 | reg::S0 & 7]);
         } else {
-            e.write(&mut self.a, reg::S1, Rm::Pointer, 0);
+            e.write(&mut self.a, reg::S1, Rm::Memory(Address::base(reg::S0, 0)), 0);
         }
         self.resumes_here(site);
         Some(false)

@@ -103,7 +103,7 @@ impl Builder<'_> {
             restore_flags(&mut self.a);
         }
         let site = self.site(n, None);
-        self.cold.push(Cold { from: away, index: n as u16, saved: live, site });
+        self.cold.push(Cold { from: away, saved: live, site });
         self.behind(n)
     }
 

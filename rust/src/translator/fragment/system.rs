@@ -132,7 +132,7 @@ impl Builder<'_> {
     /// The helper executes instruction `n` for those that come `from` these places.
     fn refused(&mut self, n: usize, from: Vec<usize>) {
         let site = self.site(n, None);
-        self.cold.push(Cold { from, index: n as u16, saved: false, site });
+        self.cold.push(Cold { from, saved: false, site });
         if n + 1 < self.insns.len() {
             self.resumes_here(site);
         }

@@ -1,0 +1,121 @@
+//! Memory operands: the effective address, and the page that the operand met last.
+
+use super::super::asm::{Address, reg};
+use super::super::classify::MemoryOperand;
+use super::super::glue::{gpr, host, restore_flags, save_flags, state};
+use super::super::hot::{SLOTS, hot, slot_part};
+use super::super::probe::leave_page;
+use super::super::variant::SUPERVISOR;
+use super::Builder;
+use crate::decode::{SLOT_NONE, SLOT_RIP};
+use crate::state::seg;
+
+/// A memory operand's second way to its host pointer.
+pub(super) struct Probe {
+    /// rel32 in line that comes here.
+    from: usize,
+    /// Where it goes on in line.
+    back: usize,
+    memory: MemoryOperand,
+    /// Flags are in `saved_flags`.
+    pub saved: bool,
+    site: usize,
+}
+
+impl Builder<'_> {
+    /// The host register of a guest register used in an address; loads it into `scratch` if it has none.
+    pub(super) fn address_register(&mut self, slot: u8, scratch: u8) -> u8 {
+        host(slot).unwrap_or_else(|| {
+            self.a.load(scratch, gpr(slot));
+            scratch
+        })
+    }
+
+    /// S0 = effective address (without segment base), or into `into`. False: it cannot be expressed.
+    pub(super) fn effective(&mut self, n: usize, into: u8, wide: bool) -> bool {
+        let insn = &self.insns[n];
+        let disp = insn.disp as i64;
+        if insn.base == SLOT_RIP {
+            let offset = self.offsets[n] as i64 + disp;
+            let Ok(_) = i32::try_from(offset) else { return false };
+            if insn.address_mask != !0 {
+                return false;
+            }
+            self.a.load(reg::S0, hot!(rip_page));
+            self.a.lea(wide, into, Address::base(reg::S0, offset as i32));
+            return true;
+        }
+        let disp = if insn.address_mask == !0 { disp } else { i64::from(insn.disp as u32 as i32) };
+        let pending = if insn.base == 4 { i64::from(self.pending) } else { 0 };
+        let Ok(disp) = i32::try_from(disp + pending) else { return false };
+        let base = (insn.base != SLOT_NONE).then(|| self.address_register(insn.base, reg::S0));
+        let index = (insn.index != SLOT_NONE).then(|| self.address_register(insn.index, reg::S1));
+        let address = Address { base, index, shift: insn.shift, disp };
+        self.a.lea(wide && insn.address_mask == !0, into, address);
+        true
+    }
+
+    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part.
+    /// Clobbers S1 and the flags, unless they live: then they are saved and restored.
+    pub(super) fn translate_address(&mut self, n: usize, m: MemoryOperand) -> usize {
+        let live = self.live[n];
+        if live {
+            save_flags(&mut self.a);
+        }
+        let supervisor = self.context.variant & SUPERVISOR != 0;
+        let site = self.site(n, None);
+        let number = (self.context.first_site as usize + site) % SLOTS;
+        let slot = hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32;
+        // The page that this operand met last; the TLB is asked in the cold part.
+        self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::RSP, slot)); // sub s0, [slot's page]
+        let from = leave_page(&mut self.a, m);
+        self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
+        let back = self.a.at();
+        if live {
+            restore_flags(&mut self.a);
+        }
+        self.probes.push(Probe { from, back, memory: m, saved: live, site });
+        site
+    }
+
+    /// In the cold part: the TLB, for an operand whose slot has another page; what misses goes to the helper.
+    pub(super) fn probe(&mut self, p: &Probe) {
+        self.to_cold(p.from);
+        self.c.mov_imm(reg::S1, self.context.first_site + p.site as u32);
+        let call = self.c.call_later();
+        self.cold_outside(call, self.context.glue.probes.operand(self.context.variant, p.memory));
+        let back = self.c.jmp_later();
+        self.cold_to_line(back, p.back);
+        // The routine returns behind that jump where there is no translation.
+        self.call_handler(p.saved, p.site);
+    }
+
+    /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
+    pub(super) fn operand(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+        let start = self.a.at();
+        if !self.effective(n, reg::S0, true) {
+            self.a.code.truncate(start);
+            return None;
+        }
+        let segment = usize::from(self.insns[n].seg);
+        if segment == seg::FS || segment == seg::GS {
+            let base = state!(seg) + 32 * segment as i32 + 8;
+            if self.live[n] {
+                // lea keeps the flags
+                self.a.load(reg::S1, base);
+                self.a.lea(true, reg::S0, Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 });
+            } else {
+                self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, base));
+            }
+        }
+        Some(self.translate_address(n, m))
+    }
+
+    /// As `operand`, with the flags from before even where nobody will read them.
+    pub(super) fn operand_keeping_flags(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+        let live = std::mem::replace(&mut self.live[n], true);
+        let site = self.operand(n, m);
+        self.live[n] = live;
+        site
+    }
+}
