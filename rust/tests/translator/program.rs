@@ -351,8 +351,10 @@ const KERNEL: [&[u8]; 17] = [
 ];
 
 /// RDFSBASE and RDGSBASE to RAX, ECX, R13 and R9; WRFSBASE and WRGSBASE from RBX, RAX, ECX, R13, R14 and R9D; PAUSE,
-/// RDTSCP, CLD; MOV from ES, FS, GS and SS to EAX, R15, CX and [RBX]; MOV from CR2 and CR3.
-const SYSTEM: [&[u8]; 21] = [
+/// RDTSCP, CLD; MOV from ES, FS, GS and SS to AX, R13W, EAX, R15, CX and [RBX]; MOV from CR2 and CR3.
+const SYSTEM: [&[u8]; 23] = [
+    &[0x66, 0x8c, 0xc0],
+    &[0x66, 0x41, 0x8c, 0xe5],
     &[0xf3, 0x48, 0x0f, 0xae, 0xc0],
     &[0xf3, 0x0f, 0xae, 0xc1],
     &[0xf3, 0x49, 0x0f, 0xae, 0xcd],

@@ -55,8 +55,7 @@ impl System {
             M::Sysretq if variant & SUPERVISOR != 0 => Self::Return,
             M::Cld if bmi2 => Self::ClearDirection,
             M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
-                let narrow = i.op0_kind() == OpKind::Register && i.op0_register().size() == 2;
-                if narrow || insn.address_mask == 0xffff {
+                if insn.address_mask == 0xffff {
                     return None;
                 }
                 Self::ReadSegment(i.op1_register().number())
@@ -226,8 +225,20 @@ impl Builder<'_> {
     fn read_segment(&mut self, n: usize, segment: usize) -> Option<()> {
         let selector = state!(seg) + 32 * segment as i32;
         if self.insns[n].iced.op0_kind() == OpKind::Register {
-            let guest = self.insns[n].iced.op0_register().number() as u8;
-            self.load_guest(guest, Address::base(reg::RSP, selector));
+            let target = self.insns[n].iced.op0_register();
+            let guest = target.number() as u8;
+            if target.size() != 2 {
+                self.load_guest(guest, Address::base(reg::RSP, selector));
+                return Some(());
+            }
+            // Only the low word changes.
+            let into = host(guest).unwrap_or(reg::S0);
+            self.a.bytes(&[0x66]);
+            self.a.op_mem(false, 0x8b, into, Address::base(reg::RSP, selector));
+            if host(guest).is_none() {
+                self.a.bytes(&[0x66]);
+                self.a.op_mem(false, 0x89, into, Address::base(reg::RSP, gpr(guest)));
+            }
             return Some(());
         }
         let site = self.operand(n, MemoryOperand { size: 2, written: true, aligned: false })?;
