@@ -1,5 +1,5 @@
-//! Accesses that EPT denies: the VM exit with its decode assist, the replay of results that L0 handed
-//! back, and the one-shot permit for tracked pages.
+//! Accesses that EPT denies, or page tables where every #PF exits: the VM exit with its decode assist, the
+//! replay of results that L0 handed back, and the one-shot permit for tracked pages.
 //!
 //! An instruction with several such accesses exits once for each; at each new attempt the earlier ones are
 //! answered from `state.replay` in order. Port I/O uses the same replay.
@@ -43,10 +43,19 @@ mod done {
     pub const PERMIT: u64 = 2;
 }
 
-/// An access that EPT denies.
+/// Who denies an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cause {
+    /// EPT.
+    Ept(Miss),
+    /// The guest's own paging, with this error code, where page faults exit and there is no EPT.
+    PageFault(u32),
+}
+
+/// An access that is denied. Without EPT guest-physical addresses are not known: linear ones stand for them.
 #[derive(Clone, Copy, Debug)]
 pub struct Denial {
-    miss: Miss,
+    cause: Cause,
     gpa: u64,
     /// The linear address; none where the access has none (PDPTE loads).
     linear: Option<u64>,
@@ -60,14 +69,21 @@ impl Denial {
     /// A data access or fetch.
     #[must_use]
     pub fn new(miss: Miss, gpa: u64, linear: Option<u64>, kind: AccessKind) -> Self {
-        Self { miss, gpa, linear, access: 1 << kind as u8, translation: true }
+        Self { cause: Cause::Ept(miss), gpa, linear, access: 1 << kind as u8, translation: true }
+    }
+
+    /// A data access that page-faults with the error code `error`.
+    #[must_use]
+    pub fn page_fault(linear: u64, error: u32, kind: AccessKind) -> Self {
+        let cause = Cause::PageFault(error);
+        Self { cause, gpa: linear, linear: Some(linear), access: 1 << kind as u8, translation: true }
     }
 
     /// Exit qualification for EPT violations (SDM table 28-7).
     fn qualification(&self) -> u64 {
-        match self.miss {
-            Miss::Misconfiguration => 0,
-            Miss::Violation { allowed, .. } => {
+        match self.cause {
+            Cause::Ept(Miss::Misconfiguration) | Cause::PageFault(_) => 0,
+            Cause::Ept(Miss::Violation { allowed, .. }) => {
                 self.access
                     | u64::from(allowed) << 3
                     | u64::from(self.linear.is_some()) << 7
@@ -85,8 +101,10 @@ impl Denial {
 
     /// Host-physical address, where the page may be read.
     pub(super) fn readable(&self) -> Option<u64> {
-        match self.miss {
-            Miss::Violation { allowed, host_page } if allowed & ept::READ != 0 => Some(host_page | (self.gpa & 0xfff)),
+        match self.cause {
+            Cause::Ept(Miss::Violation { allowed, host_page }) if allowed & ept::READ != 0 => {
+                Some(host_page | (self.gpa & 0xfff))
+            }
             _ => None,
         }
     }
@@ -148,10 +166,14 @@ impl Cpu {
     }
 
     fn deny(&mut self, denial: Denial, kind: u64, width: u32, data: u64) -> Stop {
+        if let Cause::PageFault(error) = denial.cause {
+            self.assist(denial.gpa, kind, width, data);
+            return self.raise_pf(denial.gpa, error);
+        }
         if self.replay_cursor as usize >= self.state.replay.len() {
             return Stop::Missing; // more accesses than can be replayed
         }
-        let reason = if denial.miss == Miss::Misconfiguration { EPT_MISCONFIGURATION } else { EPT_VIOLATION };
+        let reason = if denial.cause == Cause::Ept(Miss::Misconfiguration) { EPT_MISCONFIGURATION } else { EPT_VIOLATION };
         self.exit = ExitInfo {
             reason,
             qualification: denial.qualification(),
@@ -159,12 +181,30 @@ impl Cpu {
             guest_linear: denial.linear.unwrap_or(0),
             ..ExitInfo::default()
         };
+        self.assist(denial.gpa, kind, width, data);
+        Stop::Exit
+    }
+
+    fn assist(&mut self, address: u64, kind: u64, width: u32, data: u64) {
         let s = &mut *self.state;
         s.assist_kind = kind;
-        s.assist_address = denial.gpa;
+        s.assist_address = address;
         s.assist_width = u64::from(width);
         s.assist_data = data;
-        Stop::Exit
+    }
+
+    /// What is to become of a page fault of the guest's paging: a denied access where every #PF exits and there
+    /// is no EPT, so that L0 can answer for a device; else the fault, which L0 cannot do anything for.
+    pub(super) fn page_fault_denied(&mut self, linear: u64, kind: AccessKind) -> Option<Denial> {
+        const PF: u8 = crate::stop::vector::PF;
+        if self.ctl.exception_bitmap >> PF & 1 == 0 || self.ctl.ept() || self.fault.vector != PF {
+            return None;
+        }
+        self.state.assist_kind = assist_kind::NONE;
+        match kind {
+            AccessKind::Fetch => None,
+            _ => Some(Denial::page_fault(linear, self.fault.error.unwrap_or(0), kind)),
+        }
     }
 
     fn permitted(&self, gpa: u64) -> bool {
@@ -207,7 +247,7 @@ impl Cpu {
     /// A denied access to a paging-structure entry (of `linear`, or a PDPTE load).
     #[cold]
     pub(super) fn paging_entry_denied(&mut self, miss: Miss, gpa: u64, need: u8, linear: Option<u64>) -> Exec<u64> {
-        let denial = Denial { miss, gpa, linear, access: u64::from(need), translation: false };
+        let denial = Denial { cause: Cause::Ept(miss), gpa, linear, access: u64::from(need), translation: false };
         let tracked = need & ept::WRITE != 0 && denial.readable().is_some();
         if tracked
             && self.permitted(gpa)

@@ -7,7 +7,7 @@ use super::assist::{AccessKind, Denial};
 use super::ept::{self, Miss};
 use super::tlb::View;
 use crate::cpu::Cpu;
-use crate::stop::Exec;
+use crate::stop::{Exec, Stop};
 
 /// An access, as paging sees it.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ pub enum Target {
     Bus(u64),
     /// The APIC-access page, by guest-physical address.
     Apic(u64),
-    /// EPT denies it.
+    /// EPT denies it, or the guest's paging where L0 has every page fault.
     Denied(Denial),
 }
 
@@ -54,7 +54,13 @@ impl Cpu {
             return Err(stop);
         }
         let access = Access::new(kind, view);
-        let leaf = self.walk(linear, access)?;
+        let leaf = match self.walk(linear, access) {
+            Ok(leaf) => leaf,
+            Err(stop) => {
+                let denial = if stop == Stop::Fault { self.page_fault_denied(linear, kind) } else { None };
+                return denial.map(Target::Denied).ok_or(stop);
+            }
+        };
         let gpa = leaf.page | (linear & 0xfff);
         let need = match kind {
             AccessKind::Read => ept::READ,
