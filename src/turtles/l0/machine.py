@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from turtles.l0 import baseline
-from turtles.l0.exits import registry
+from turtles.l0.exits import registry, shadow
 from turtles.l0.exits.cpuid import CpuidTable
 from turtles.l0.exits.msr import make_bitmap
 from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.mmu.ept12 import Ept12Walker
 from turtles.l0.mmu.interface import MemoryMode
 from turtles.l0.mmu.multidim import MultiDimensional
+from turtles.l0.mmu.shadow_on_shadow import ShadowOnShadow
 from turtles.l0.nested.shadowing import make_shadow_bitmaps
 from turtles.l0.outcome import GuestStop, Outcome
 from turtles.l0.pool import PAGE, PagePool, PoolExhausted
@@ -33,7 +34,15 @@ from turtles.silicon._silicon import REVISION
 NOT_FOR_L1: Final = ("monitor",)
 
 # Memory modes, and what L1 is not offered in them. Without EPT of its own L1 shadows L2's page tables.
-MODES: Final[dict[str, tuple[str, ...]]] = {"multidim": (), "shadow-on-ept": ("ept",)}
+MODES: Final[dict[str, tuple[str, ...]]] = {
+    "multidim": (),
+    "shadow-on-ept": ("ept",),
+    "shadow-on-shadow": ("ept", "pcid", "invpcid"),
+}
+# What silicon itself is without in them, and so L1 too.
+WITHOUT: Final[dict[str, tuple[str, ...]]] = {
+    "shadow-on-shadow": ("ept", "ept_ad", "ept_1gb", "ept_x_only", "unrestricted_guest")
+}
 
 MSR_VMX_MISC: Final = 0x485
 MSR_VMX_SECONDARY: Final = 0x48B
@@ -85,16 +94,22 @@ class Machine:
         self.shadows = tactics.shadow_vmcs and self.l1_has_vmx and model.has("vmcs_shadowing")
 
         try:
-            self._build_tables(ept12)
+            self._build_tables(mode, ept12)
         except PoolExhausted:
             raise GuestStop(f"a pool of {memory.total - memory.size} bytes is too small") from None
 
-    def _build_tables(self, tactic: Tactic) -> None:
+    def _build_tables(self, mode: str, tactic: Tactic) -> None:
         pool, memory = self.pool, self.memory
         walker = Ept12Walker(self.l1, self.physical_bits, bool(self.l1_ept_vpid & 1))
-        self.mmu: MemoryMode = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
+        self.shadow: ShadowOnShadow | None = None
+        if mode == "shadow-on-shadow":
+            self.shadow = ShadowOnShadow(pool, self.l1, memory, self.physical_bits, self._flush_l2)
+            self.mmu: MemoryMode = self.shadow
+        else:
+            self.mmu = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
         self.msr_bitmap01_host_pa = pool.allocate()
-        bitmap = make_bitmap()
+        efer = self.shadow is not None
+        bitmap = make_bitmap(efer=efer)
         memory.write(self.msr_bitmap01_host_pa, bitmap)
         self.msr_bitmap01 = int.from_bytes(bitmap, "little")
         self._bitmaps_x2apic: dict[int, int] = {}
@@ -113,7 +128,7 @@ class Machine:
         """L0's MSR bitmap for an L2 whose x2APIC registers are virtualized."""
         bitmap = self._bitmaps_x2apic.get(secondary02)
         if bitmap is None:
-            bitmap = int.from_bytes(make_bitmap(*x2apic_msrs(secondary02)), "little")
+            bitmap = int.from_bytes(make_bitmap(*x2apic_msrs(secondary02), efer=self.shadow is not None), "little")
             self._bitmaps_x2apic[secondary02] = bitmap
         return bitmap
 
@@ -142,8 +157,16 @@ class Machine:
     def handler_lists(self) -> list[list[Handler]]:
         """For each level (0 is none) the handlers by basic reason."""
         handlers = [[], list(self._registry[0]), list(self._registry[1])]
+        if self.shadow is not None:
+            shadow.adapt(handlers, self.shadow)
         baseline.adapt(handlers, self.tactics)
         return handlers
+
+    def _flush_l2(self) -> None:
+        """INVVPID of every VPID that stands for one of L1's."""
+        for vcpu in self.vcpus:
+            for vpid in vcpu.vpids.all():
+                self.memory.invvpid(1, vpid, 0)
 
     def on_exit(self, reason: int, level: int | None = None) -> Callable[[UserHandler], UserHandler]:
         """Decorator: `function(vcpu)` sees every exit with this reason, of `level` or of both, first.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from turtles.l0 import baseline
 from turtles.l0.exits.msr import tsc
 from turtles.l0.interrupts import delivery
+from turtles.l0.mmu import shadow_on_shadow
 from turtles.l0.nested import entry, reflect
 from turtles.l0.nested.instructions import set_current
 from turtles.l0.nested.vpids import Vpids
@@ -63,6 +64,16 @@ class Vcpu:
             self.v01[F.VMWRITE_BITMAP] = machine.vmwrite_bitmap_host_pa
 
         # Where it runs: L1 through vmcs01, or L2 through the vmcs02 of `current12`.
+        self.shadow = machine.shadow
+        self.cr3 = (
+            0  # L1's, where vmcs01 has another (shadow-on-shadow), and EFER.LME of an L1 without paging
+        )
+        self.lme = 0
+        if self.shadow is not None:
+            self.v01[F.CR0_MASK] |= shadow_on_shadow.CR0_OWNED
+            self.v01[F.CR4_MASK] |= shadow_on_shadow.CR4_OWNED
+        self.cr0_owned = self.v01[F.CR0_MASK]
+
         self.level = 1
         self.vmcs = self.vmcs01
         self.v = self.v01
@@ -134,11 +145,15 @@ class Vcpu:
         self.vmxon_l1_pa = X.NO_ADDRESS
         self.current12 = self.current_shadow = None
         self.vmcs12s.discard()
-        self.v01[F.CR0_MASK] = vmcs01.CR0_OWNED
+        self.v01[F.CR0_MASK] = self.cr0_owned
 
     def start(self, state: StartState) -> None:
         """Puts L1 at its first instruction."""
         vmcs01.load_start_state(self.v01, self.regs, state)
+        if self.shadow is not None:
+            self.cr3 = self.v01[F.GUEST_CR3]
+            self.lme = self.regs[S.EFER] & X.EFER_LME
+            self.shadow.apply1(self)
 
     # --- what handlers need ---
 
@@ -149,6 +164,11 @@ class Vcpu:
     def long_mode(self) -> bool:
         """Whether the context is in 64-bit mode."""
         return bool(self.v[F.GUEST_CS_ACCESS] & X.ACCESS_LONG and self.regs[S.EFER] & X.EFER_LMA)
+
+    def efer(self) -> int:
+        """EFER as the context reads it: an unpaged L1 on a mirror has an LME that the processor has not."""
+        efer = self.regs[S.EFER]
+        return efer | self.lme if self.shadow is not None and self.level == 1 else efer
 
     def advance(self) -> None:
         """Moves past the instruction that exited, as if it had been executed."""
@@ -208,6 +228,8 @@ class Vcpu:
 
     def flush_tlb(self) -> None:
         """Drops the context's cached translations (its paging mode was changed from outside)."""
+        if self.shadow is not None:
+            self.shadow.flushed(self.level)
         if self.v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
             core_flush(self.machine, self.v[F.VPID])
 

@@ -23,7 +23,7 @@ from turtles.board.board import Board, BoardOptions, StopKind, StopReason
 from turtles.devices.virtio.image import Image, ImageError, open_image
 from turtles.guests.kernel import load_kernel
 from turtles.guests.state import InitialState, Platform
-from turtles.l0.machine import Machine
+from turtles.l0.machine import WITHOUT, Machine
 from turtles.l0.outcome import POWER_OFF, RESET, Ending, GuestStop, Outcome, debug_exit
 from turtles.l0.ports import RamRegion
 from turtles.l0.trace import Recorder, record
@@ -53,8 +53,8 @@ class Result:
     retired: int
 
 
-def make_model(choice: CpuChoice) -> Model:
-    """The processor model that `--cpu` asks for."""
+def make_model(choice: CpuChoice, mmu: str = "multidim") -> Model:
+    """The processor model that `--cpu` asks for, without what the memory mode does without."""
     name = DEFAULT_MODEL if choice.model == "default" else choice.model
     if name not in Model.NAMES:
         raise Failure(f"--cpu: no model {name!r}; there are {', '.join(Model.NAMES)}")
@@ -62,7 +62,7 @@ def make_model(choice: CpuChoice) -> Model:
         if feature not in Model.FEATURES:
             raise Failure(f"--cpu: no feature {feature!r}; `turtles doctor --features` lists them")
     enable = [feature for feature, wanted in choice.features if wanted]
-    disable = [feature for feature, wanted in choice.features if not wanted]
+    disable = [feature for feature, wanted in choice.features if not wanted] + list(WITHOUT.get(mmu, ()))
     try:
         return Model(name, enable, disable)
     except ValueError as e:
@@ -98,7 +98,7 @@ class Rig:
         self._recorder: Recorder | None = None
         if options.memory > layout.MAX_RAM:
             raise Failure(f"-m: a machine has {layout.MAX_RAM >> 30} GiB at most")
-        self.model = make_model(options.cpu)
+        self.model = make_model(options.cpu, options.mmu)
         with contextlib.ExitStack() as undo:
             images = self._open_images(undo)
             self.memory = make_memory(options.memory)

@@ -37,7 +37,7 @@ def violation(vcpu: Vcpu) -> None:
         return
     if v[F.IDT_VECTORING_INFO] & X.VALID or v[F.EXIT_QUALIFICATION] & X.NMI_UNBLOCKED_BY_IRET:
         vcpu.reinject()
-    if not _device(vcpu, l1_pa):
+    if not device(vcpu, l1_pa):
         vcpu.machine.mmu.map_l1(l1_pa, vcpu.machine.nothing_host_pa)
 
 
@@ -50,19 +50,19 @@ def _tracked(vcpu: Vcpu, l1_pa: int) -> None:
         # Event delivery, or the accessed flag of a page-table entry: no single store of an instruction.
         mmu.untrack(l1_pa)
         vcpu.reinject()
-        _keep_replayed(vcpu)
+        keep_replayed(vcpu)
         return
     mmu.tracked_write(l1_pa, regs[S.ASSIST_WIDTH], regs[S.ASSIST_DATA])
     regs[S.ASSIST_DONE] = PERMIT
 
 
-def _keep_replayed(vcpu: Vcpu) -> None:
+def keep_replayed(vcpu: Vcpu) -> None:
     """In the middle of an instruction whose earlier accesses are done: keep those."""
     if vcpu.regs[S.REPLAY_COUNT]:
         vcpu.regs[S.ASSIST_DONE] = PERMIT
 
 
-def _device(vcpu: Vcpu, l1_pa: int) -> bool:
+def device(vcpu: Vcpu, l1_pa: int) -> bool:
     """Does a device access for the instruction that exited; false if it is none that a device can answer."""
     regs = vcpu.regs
     kind = regs[S.ASSIST_KIND]
@@ -97,12 +97,12 @@ def violation_l2(vcpu: Vcpu) -> None:
     if v[F.IDT_VECTORING_INFO] & X.VALID or qualification & X.NMI_UNBLOCKED_BY_IRET:
         vcpu.reinject()
     if what is Resolve.MAPPED:
-        _keep_replayed(vcpu)
+        keep_replayed(vcpu)
         return
     if c.apic_access_l1_pa >= 0 and value & ~0xFFF == c.apic_access_l1_pa:
         # L1's APIC-access page is not RAM: what silicon compares with is a page that stands for it.
         machine.mmu.map_l2(c, pa, machine.apic_stand_in)
-    elif not _device(vcpu, value):
+    elif not device(vcpu, value):
         machine.mmu.map_l2(c, pa, machine.nothing_host_pa)
 
 

@@ -61,10 +61,15 @@ _COMMANDS: Final = frozenset((0x49, 0x10B))  # PRED_CMD, FLUSH_CMD: nothing to f
 _BITS: Final = {0x48: 0x407, EFER: 0xD01, 0x2FF: 0xCFF, 0x3A: 0, 0xDA0: 0, 0x174: 0xFFFF_FFFF, 0x1D9: 3}
 
 
-def make_bitmap(reads: frozenset[int] = frozenset(), writes: frozenset[int] = frozenset()) -> bytes:
-    """The MSR bitmap of vmcs01 (SDM 25.6.9); `reads` and `writes` of x2APIC mode that it lets through."""
+def make_bitmap(
+    reads: frozenset[int] = frozenset(), writes: frozenset[int] = frozenset(), efer: bool = False
+) -> bytes:
+    """The MSR bitmap of vmcs01 (SDM 25.6.9); `reads` and `writes` of x2APIC mode that it lets through.
+
+    With `efer`, for shadow paging: what it says decides how tables are read.
+    """
     bitmap = bytearray(PAGE)
-    for msr in (APIC_BASE, TSC_DEADLINE, *range(VMX_FIRST, VMX_LAST + 1)):
+    for msr in (APIC_BASE, TSC_DEADLINE, *range(VMX_FIRST, VMX_LAST + 1), *((EFER,) if efer else ())):
         _set(bitmap, msr, read=True, write=True)
     for msr in range(X2APIC_FIRST, X2APIC_LAST + 1):
         _set(bitmap, msr, read=msr not in reads, write=msr not in writes)
@@ -123,6 +128,8 @@ def read(vcpu: Vcpu, msr: int) -> int | None:
         return machine.l1_model.vmx_msr(msr) if machine.l1_has_vmx else None
     if msr == TSC:
         return tsc(vcpu)
+    if msr == EFER:
+        return vcpu.efer()
     slot = IN_CORE.get(msr)
     if slot is not None:
         return vcpu.regs[slot]
@@ -174,10 +181,19 @@ def _pat_valid(value: int) -> bool:
 
 def _write_efer(vcpu: Vcpu, value: int) -> bool:
     """LME does not change while paging is on, and LMA only by CR0.PG (SDM 4.1.1)."""
-    regs = vcpu.regs
-    if vcpu.v[F.GUEST_CR0] & X.CR0_PG and (value ^ regs[S.EFER]) & X.EFER_LME:
+    regs, v = vcpu.regs, vcpu.v
+    cr0 = v[F.GUEST_CR0] & ~v[F.CR0_MASK] | v[F.CR0_READ_SHADOW] & v[F.CR0_MASK]
+    if cr0 & X.CR0_PG and (value ^ vcpu.efer()) & X.EFER_LME:
         return False
     regs[S.EFER] = value & ~X.EFER_LMA | regs[S.EFER] & X.EFER_LMA
+    if vcpu.level == 1:
+        vcpu.lme = value & X.EFER_LME
+    if vcpu.shadow is not None:
+        vcpu.flush_tlb()
+        if vcpu.level == 1:
+            vcpu.shadow.apply1(vcpu)
+        else:
+            vcpu.shadow.apply2(vcpu, vcpu.entered12)
     return True
 
 

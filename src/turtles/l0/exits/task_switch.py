@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from turtles.l0.exits.cr import read_cr0, write_cr3
 from turtles.l0.nested import guest_memory as guest
 from turtles.l0.nested.guest_memory import Faulted
 from turtles.l0.vmcs import bits as X
@@ -122,12 +123,16 @@ def _save_old(vcpu: Vcpu, source: int, after_instruction: bool) -> None:
 def _load_new(vcpu: Vcpu, tss: bytearray, layout: Layout, nested: bool) -> tuple[list[int], int]:
     """CR3, instruction pointer, flags and registers; the selectors are for `_load_segments`."""
     v, regs = vcpu.v, vcpu.regs
-    if layout is TSS32 and v[F.GUEST_CR0] & X.CR0_PG:
+    if layout is TSS32 and read_cr0(vcpu) & X.CR0_PG:
         cr3 = int.from_bytes(tss[_CR3_AT : _CR3_AT + 4], "little")
-        if v[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v, cr3):
-            _fail(vcpu, X.VECTOR_GP, 0)
-        v[F.GUEST_CR3] = cr3
-        vcpu.flush_tlb()
+        if vcpu.shadow is not None:
+            if not write_cr3(vcpu, cr3):
+                _fail(vcpu, X.VECTOR_GP, 0)
+        else:
+            if v[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v, cr3):
+                _fail(vcpu, X.VECTOR_GP, 0)
+            v[F.GUEST_CR3] = cr3
+            vcpu.flush_tlb()
     ip, flags, *rest = layout.registers.unpack_from(tss, layout.at)
     v[F.GUEST_RIP] = ip
     v[F.GUEST_RFLAGS] = flags & 0x3F_7FD5 | 2 | (X.RFLAGS_NT if nested else 0)

@@ -1,4 +1,4 @@
-"""The one interface of memory virtualization; behind it multi-dimensional paging, later the two shadow ways.
+"""The one interface of memory virtualization; behind it multi-dimensional paging and the two shadow ways.
 
 An implementation owns what silicon's EPT pointer (or CR3) refers to while L1 and L2 run. It is told of
 faults and invalidations and answers with a `Resolution`; it never injects or reflects itself.

@@ -88,6 +88,9 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     if not c.uses_ept and not _load_pdptes(vcpu, c):
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_PDPTE)
         return
+    if vcpu.shadow is not None and not vcpu.shadow.enter_l2(vcpu, c):
+        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, 0)
+        return
     if c.has_msr_lists and v[F.ENTRY_MSR_LOAD_COUNT]:
         bad = msr_lists.load(vcpu, v[F.ENTRY_MSR_LOAD_ADDRESS], v[F.ENTRY_MSR_LOAD_COUNT])
         if bad:

@@ -30,6 +30,9 @@ class Faulted(Exception):
 
 def registers(vcpu: Vcpu, system: bool = False) -> Registers:
     """What L1's translations depend on now; `system` is for accesses to descriptor tables and TSSs."""
+    if vcpu.shadow is not None:
+        r = vcpu.shadow.registers1(vcpu)
+        return r._replace(cpl=0) if system else r
     v = vcpu.v
     return Registers(
         cr0=v[F.GUEST_CR0],

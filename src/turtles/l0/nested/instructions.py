@@ -356,6 +356,9 @@ def invvpid(vcpu: Vcpu) -> None:
     if kind == 0 and (linear >> 47) not in (0, 0x1FFFF):
         fail(vcpu, VmError.INVALID_OPERAND)
         return
+    if vcpu.shadow is not None:
+        # Which mirrors serve one VPID is not told apart: all are compared before their next use.
+        vcpu.shadow.flushed(2)
     if kind == 2:
         for vpid02 in vcpu.vpids.all():
             vcpu.machine.memory.invvpid(1, vpid02, 0)

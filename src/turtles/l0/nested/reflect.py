@@ -64,6 +64,8 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
     for slot in c.kept:
         v02[slot] = v[slot]
     c.guest12[:] = c.guest02
+    if vcpu.shadow is not None:
+        v[F.GUEST_CR3] = c.cr3
     if c.uses_timer and c.exit_controls & C.EXIT_SAVE_TIMER:
         v[F.GUEST_PREEMPTION_TIMER] = v02[F.GUEST_PREEMPTION_TIMER]
     if c.delivers:
@@ -109,6 +111,8 @@ def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
         bad = msr_lists.load(vcpu, v[F.EXIT_MSR_LOAD_ADDRESS], v[F.EXIT_MSR_LOAD_COUNT])
         if bad:
             raise GuestStop(f"VMX abort in L1: entry {bad} of the VM-exit MSR-load area cannot be loaded")
+    if vcpu.shadow is not None:
+        vcpu.shadow.load_host_state(vcpu)
 
 
 def failed_entry(vcpu: Vcpu, c: Vmcs12, reason: int, qualification: int) -> None:

@@ -39,6 +39,9 @@ _SECONDARY: Final = (
     C.SECONDARY_EPT | C.SECONDARY_UNRESTRICTED,
     C.SECONDARY_VPID | C.SECONDARY_RDTSCP | C.SECONDARY_INVPCID | C.SECONDARY_XSAVES,
 )
+# Without EPT: page tables are shadowed, so that L0 sees CR3 and INVLPG.
+_PRIMARY_SHADOW: Final = (0x48E, _PRIMARY[1] | C.PRIMARY_CR3_LOAD | C.PRIMARY_CR3_STORE | C.PRIMARY_INVLPG, 0)
+_SECONDARY_SHADOW: Final = (0x48B, 0, C.SECONDARY_VPID | C.SECONDARY_RDTSCP | C.SECONDARY_XSAVES)
 # PAT and EFER stay in the core between L1 and L2, as on hardware whose VMCSs do not name them.
 _EXIT: Final = (0x48F, C.EXIT_SAVE_DEBUG | C.EXIT_HOST_64, 0)
 _ENTRY: Final = (0x490, C.ENTRY_LOAD_DEBUG, 0)
@@ -68,11 +71,12 @@ def settle(model: Model, msr: int, wanted: int, optional: int) -> int:
 
 
 def initialise(v: Slots, model: Model, revision: int, eptp01: int, msr_bitmap_host_pa: int) -> None:
-    """Controls and host state of a zeroed VMCS region."""
+    """Controls and host state of a zeroed VMCS region. `eptp01` is 0 where L1's page tables are shadowed."""
     v[F.REVISION] = revision
     v[F.PIN_CONTROLS] = settle(model, *_PIN)
-    v[F.PRIMARY_CONTROLS] = settle(model, *_PRIMARY)
-    v[F.SECONDARY_CONTROLS] = settle(model, *_SECONDARY)
+    v[F.PRIMARY_CONTROLS] = settle(model, *(_PRIMARY if eptp01 else _PRIMARY_SHADOW))
+    v[F.SECONDARY_CONTROLS] = settle(model, *(_SECONDARY if eptp01 else _SECONDARY_SHADOW))
+    v[F.EXCEPTION_BITMAP] = 0 if eptp01 else 1 << X.VECTOR_PF
     v[F.EXIT_CONTROLS] = settle(model, *_EXIT)
     v[F.ENTRY_CONTROLS] = settle(model, *_ENTRY)
     v[F.EPT_POINTER] = eptp01

@@ -39,6 +39,7 @@ class Vmcs12:
         "bitmap12",
         "bitmap12_host_pa",
         "bitmap_host_pa",
+        "cr3",
         "delivers",
         "ept02",
         "exit02",
@@ -86,6 +87,7 @@ class Vmcs12:
         # L1's guest state after an exit, ready to be copied into vmcs01 (rules.HOST_TO_GUEST).
         self.host_image = memoryview(bytearray(8 * (rules.GUEST_COPY_END - rules.GUEST_FIRST))).cast("Q")
         self.ept02: Ept02 | None = None
+        self.cr3 = 0  # L2's CR3 as L1 set it, where vmcs02 has another (shadow-on-shadow)
         self.bitmap12 = b""  # L1's MSR bitmap as last merged
         self.bitmap12_host_pa = -1  # where it lies; -1 outside RAM
         self.uses_msr_bitmap = False

@@ -1,0 +1,458 @@
+"""Shadow tables: a guest's page tables, which lie in L1's memory, mirrored with host-physical addresses.
+
+One object serves one family of tables: L1's own, or those that L1 made for its L2s (its shadow tables). The
+processor runs on the mirror. It is what SDM 33.3 calls a virtual TLB: it is filled by page faults, and may
+lag behind the guest's tables until the guest flushes; then each table in use is compared with what it was
+made from (one bulk read and one memcmp), and only what differs is followed. Accessed and dirty flags: an
+entry appears here once it is accessed there, and is writable once it is dirty. It injects nothing and knows
+no VMCS.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from turtles.l0.mmu import paging as P
+from turtles.l0.pool import PagePool
+from turtles.l0.ports import Slots
+from turtles.l0.ram import PAGE, L1Memory
+from turtles.l0.vmcs import bits as X
+
+_PRIVATE: Final = -1  # l1_pa of a table that mirrors no table: part of a large page, or of the identity
+_SHIFT: Final = (0, 12, 21, 30, 39)
+_SIZE: Final = (0, 1 << 12, 1 << 21, 1 << 30, 1 << 39)
+_USED: Final = P.PRESENT | P.ACCESSED
+_RIGHTS: Final = P.WRITABLE | P.USER | P.NO_EXECUTE
+_SET: Final = P.PRESENT | P.ACCESSED | P.DIRTY  # nobody looks at the mirror's own flags
+_FREE: Final = P.WRITABLE | P.USER
+_MANY: Final = 1024  # bits that differ: from here on looking at each entry is faster than finding them
+_EVERYTHING: Final = P.PRESENT | P.ACCESSED | P.DIRTY | _FREE
+
+
+class Role(NamedTuple):
+    """What decides how a guest's table is mirrored, beside its contents (SDM table 4-1)."""
+
+    paging: bool
+    long: bool
+    pae: bool  # 64-bit entries; true with `long` as well
+    pse: bool
+    no_execute: bool
+    protects: bool  # CR0.WP: without it supervisors write read-only pages, and pages count as dirty once used
+
+    @classmethod
+    def of(cls, r: P.Registers) -> Role:
+        """The role for these registers."""
+        if not r.cr0 & X.CR0_PG:
+            return cls(False, False, True, False, False, True)
+        pae = bool(r.cr4 & X.CR4_PAE)
+        return cls(
+            True,
+            bool(r.efer & X.EFER_LMA),
+            pae,
+            pae or bool(r.cr4 & X.CR4_PSE),
+            bool(r.efer & X.EFER_NXE),
+            bool(r.cr0 & X.CR0_WP),
+        )
+
+
+class Table:
+    """One table of the mirror, and the guest's table that it follows."""
+
+    __slots__ = (
+        "children",
+        "entries",
+        "epoch",
+        "host_pa",
+        "image",
+        "l1_pa",
+        "level",
+        "origins",
+        "part",
+        "role",
+        "source",
+    )
+
+    def __init__(
+        self, host_pa: int, entries: Slots, level: int, l1_pa: int, part: int, role: Role, source: int
+    ) -> None:
+        self.host_pa = host_pa
+        self.entries = entries
+        self.level = level
+        self.l1_pa = l1_pa
+        self.part = part  # which piece of a 32-bit table, which has twice as many entries
+        self.role = role
+        self.source = source  # host address of the guest's table; -1 where none is followed
+        self.epoch = -1
+        self.children: dict[int, Table] = {}
+        # The guest's entries as last looked at, in the 64-bit format.
+        self.image = bytearray(PAGE if source >= 0 else 0)
+        self.origins = memoryview(self.image).cast("Q")
+
+
+class ShadowTables:
+    """The mirror of a family. `flush` makes silicon forget the family's translations."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        l1: L1Memory,
+        physical_bits: int,
+        flush: Callable[[], None],
+        prefetch: bool = True,
+    ) -> None:
+        self._pool = pool
+        self._l1 = l1
+        self._read = l1.memory.read
+        self._reserved = P.ADDRESS & -1 << physical_bits
+        self._flush = flush
+        self._prefetch = prefetch
+        self._tables: dict[tuple[int, int, int, Role], Table] = {}
+        self._roots: dict[tuple[int, tuple[int, ...], Role], Table] = {}
+        self._garbage: list[int] = []
+        self._epoch = 0
+        self._reduced = False  # an entry that silicon may have cached says less now
+
+    # --- roots ---
+
+    def root(self, r: P.Registers) -> Table:
+        """The mirror of the tables at CR3, not older than the last `forget`."""
+        role = Role.of(r)
+        pdptes = () if role.long or not role.pae or not role.paging else r.pdptes
+        key = (r.cr3 & (P.ADDRESS if role.long else 0xFFFF_FFE0) if role.paging else 0, pdptes, role)
+        root = self._roots.get(key)
+        if root is None:
+            if role.long:
+                root = self._table(key[0], 4, 0, role)
+            else:
+                root = self._new(3, _PRIVATE, 0, role)
+            self._roots[key] = root
+        if root.epoch != self._epoch:
+            self._sync(root)
+            self._settle()
+        return root
+
+    def forget(self) -> None:
+        """The guest flushed its translations: a mirror is compared with its tables before it is used."""
+        self._epoch += 1
+
+    def invalidate(self, root: Table, linear: int) -> bool:
+        """INVLPG: the translation of one page, and whatever paging-structure caches hold (SDM 4.10.4.1).
+
+        True where all of silicon's translations were dropped, not only those of the page.
+        """
+        pending = [root]
+        while pending:  # every table but the last level's
+            table = pending.pop()
+            if table.level > 1:
+                if table.source >= 0:
+                    self._compare(table)
+                pending.extend(table.children.values())
+        flushed = self._settle()
+        table = root
+        while table.level > 1:
+            child = table.children.get(linear >> _SHIFT[table.level] & 511)
+            if child is None:
+                return flushed
+            table = child
+        if table.source >= 0:
+            index = linear >> 12 & 511
+            if table.role.pae:
+                new = self._l1.memory.load(table.source + 8 * index)
+            else:
+                new = memoryview(self._entries(table)).cast("Q")[index]
+            if new != table.origins[index]:
+                self._follow(table, index, new)
+                table.origins[index] = new
+                self._reduced = False  # the caller makes silicon forget this page
+        return flushed
+
+    # --- faults ---
+
+    def fill(self, root: Table, linear: int, found: P.Walk | None, r: P.Registers, write: bool) -> int:
+        """Mirrors the translation of `linear`. Returns 0: it has changed something, so that the access can be
+        tried again; -1: it was all there already; else the l1_pa, which is not RAM.
+
+        `found` is the guest's walk with its flags set, none without paging. Raises PoolExhausted.
+        """
+        physical = linear & 0xFFFF_FFFF if found is None else found.physical
+        level, entry = self._leaf_of(found, physical)
+        host_pa = self._l1.host_pa(physical & ~0xFFF)
+        if host_pa < 0:
+            return physical
+        dirty = bool(write or not root.role.protects or entry & P.DIRTY)
+        table, changed = self._descend(root, linear, found, r, level, dirty)
+        while table.level > 1 and not self._whole(physical, table.level):
+            # The page is not one piece of host memory: a table of its own for it.
+            index = linear >> _SHIFT[table.level] & 511
+            child = table.children.get(index)
+            if child is None or child.l1_pa != _PRIVATE:
+                self._unlink(table, index)
+                child = self._new(table.level - 1, _PRIVATE, 0, table.role)
+                table.children[index] = child
+            changed |= self._put(table, index, child.host_pa | self._bits(entry, dirty))
+            entry, dirty = _EVERYTHING, True
+            table = child
+        size = _SIZE[table.level]
+        index = linear >> _SHIFT[table.level] & 511
+        if table.level > 1:
+            self._unlink(table, index)
+        leaf = self._l1.host_pa(physical & -size) | self._bits(entry, dirty)
+        changed |= self._put(table, index, leaf | (P.LARGE if table.level > 1 else 0))
+        self._settle()
+        return 0 if changed else -1
+
+    def map_page(self, root: Table, linear: int, found: P.Walk | None, r: P.Registers, host_pa: int) -> None:
+        """Maps one page that is not RAM to one of L0's."""
+        physical = linear & 0xFFFF_FFFF if found is None else found.physical
+        level, entry = self._leaf_of(found, physical)
+        table, _ = self._descend(root, linear, found, r, level, True)
+        while table.level > 1:
+            index = linear >> _SHIFT[table.level] & 511
+            child = table.children.get(index)
+            if child is None or child.l1_pa != _PRIVATE:
+                self._unlink(table, index)
+                child = self._new(table.level - 1, _PRIVATE, 0, table.role)
+                table.children[index] = child
+            self._put(table, index, child.host_pa | self._bits(entry, True))
+            entry = _EVERYTHING
+            table = child
+        self._put(table, linear >> 12 & 511, host_pa | self._bits(entry, True))
+        self._settle()
+
+    def _leaf_of(self, found: P.Walk | None, physical: int) -> tuple[int, int]:
+        """Level of the mirror's leaf, and the guest's entry in the 64-bit format."""
+        if found is None:
+            return 2, _EVERYTHING
+        # A 4-MiB page of 32-bit paging is two of 2 MiB.
+        return {12: 1, 21: 2, 22: 2, 30: 3}[found.shift], found.steps[-1].entry
+
+    def _whole(self, physical: int, level: int) -> bool:
+        """Whether the mirror can map the page round `physical` as one."""
+        size = _SIZE[level]
+        host_pa = self._l1.contiguous(physical & -size, size)
+        return host_pa >= 0 and not host_pa & (size - 1)
+
+    def _descend(
+        self, root: Table, linear: int, found: P.Walk | None, r: P.Registers, stop: int, dirty: bool
+    ) -> tuple[Table, bool]:
+        """The table at level `stop` for `linear`, with all above it linked as the walk found it."""
+        role = root.role
+        steps = {step.level: step.entry for step in found.steps} if found is not None else {}
+        table, changed = root, False
+        for level in range(root.level, stop - 1, -1):
+            index = linear >> _SHIFT[level] & 511
+            entry = steps.get(level, _EVERYTHING)
+            if level == stop:
+                if table.source >= 0 and found is not None:
+                    table.origins[index] = entry | (P.DIRTY if dirty else 0) | P.ACCESSED
+                break
+            part = 0
+            if level == 3 and not role.long:
+                # The root of PAE paging: what it refers to is in registers (PAE), in CR3 (32-bit), or nowhere.
+                index &= 3
+                if not role.paging:
+                    address = _PRIVATE
+                elif role.pae:
+                    address = r.pdptes[index] & P.ADDRESS
+                else:
+                    address, part = r.cr3 & 0xFFFF_F000, index
+                bits = P.PRESENT
+            else:
+                address = entry & P.ADDRESS
+                bits = self._bits(entry, True)
+                if not role.pae:
+                    part = index & 1
+                if table.source >= 0:
+                    table.origins[index] = entry | P.ACCESSED
+            child = table.children.get(index)
+            if child is None or child.l1_pa != address:
+                self._unlink(table, index)
+                child = (
+                    self._new(level - 1, _PRIVATE, 0, role)
+                    if address == _PRIVATE
+                    else self._table(address, level - 1, part, role)
+                )
+                table.children[index] = child
+            if child.epoch != self._epoch:
+                self._sync(child)
+            changed |= self._put(table, index, child.host_pa | bits)
+            table = child
+        return table, changed
+
+    def _bits(self, entry: int, dirty: bool) -> int:
+        """Rights of an entry, as the mirror's has them."""
+        return _SET | entry & (_RIGHTS if dirty else _RIGHTS & ~P.WRITABLE)
+
+    def _put(self, table: Table, index: int, value: int) -> bool:
+        old = table.entries[index]
+        if old == value:
+            return False
+        if table.level == 3 and not table.role.long:
+            value &= P.ADDRESS | P.PRESENT  # a PDPTE has no rights
+            if old == value:
+                return False
+        table.entries[index] = value
+        if (old and (old ^ value) & (P.ADDRESS | P.NO_EXECUTE | P.LARGE)) or old & ~value & _FREE:
+            self._reduced = True
+        return True
+
+    # --- following the guest ---
+
+    def _sync(self, top: Table) -> None:
+        """Brings a table, and all that hangs on it, up to date."""
+        epoch = self._epoch
+        pending = [top]
+        while pending:
+            table = pending.pop()
+            if table.epoch == epoch:
+                continue
+            table.epoch = epoch
+            if table.source >= 0:
+                self._compare(table)
+            if table.children:
+                pending.extend(table.children.values())
+
+    def _compare(self, table: Table) -> None:
+        """Follows what differs between the guest's table and what it was when last looked at."""
+        now = self._entries(table)
+        if now == table.image:
+            return
+        different = int.from_bytes(now, "little") ^ int.from_bytes(table.image, "little")
+        new = memoryview(now).cast("Q")
+        if different.bit_count() > _MANY:
+            for index, (one, other) in enumerate(zip(new, table.origins, strict=True)):
+                if one != other:
+                    self._follow(table, index, one)
+            different = 0
+        while different:
+            index = ((different & -different).bit_length() - 1) >> 6
+            different = different >> (index + 1 << 6) << (index + 1 << 6)
+            self._follow(table, index, new[index])
+        table.image[:] = now
+
+    def _entries(self, table: Table) -> bytes:
+        """The guest's table in the 64-bit format."""
+        if table.role.pae:
+            return self._read(table.source, PAGE)
+        if table.level == 1:
+            narrow = memoryview(self._read(table.source + 2048 * table.part, 2048)).cast("I")
+            return array("Q", narrow).tobytes()
+        narrow = memoryview(self._read(table.source + 1024 * table.part, 1024)).cast("I")
+        cr4 = X.CR4_PSE if table.role.pse else 0
+        wide = array("Q")
+        for entry in narrow:
+            value = P.widened(entry, 2, cr4)
+            wide.append(value)
+            wide.append(value | 1 << 21 if value & P.LARGE else value)
+        return wide.tobytes()
+
+    def _follow(self, table: Table, index: int, new: int) -> None:
+        """One entry of the guest's has become `new`."""
+        level = table.level
+        old = table.entries[index]
+        if level == 1 or new & P.LARGE:
+            if level > 1 and index in table.children:
+                self._unlink(table, index)
+                old = 0
+            if old or self._prefetch:
+                self._replace(table, index, old, self._leaf(new, level, table.role))
+        elif old:
+            child = table.children.get(index)
+            if child is not None and child.l1_pa == new & P.ADDRESS and self._usable(new, level, table.role):
+                self._put(table, index, child.host_pa | self._bits(new, True))
+            else:
+                self._unlink(table, index)
+                self._replace(table, index, table.entries[index], 0)
+
+    def _replace(self, table: Table, index: int, old: int, value: int) -> None:
+        if value != old:
+            table.entries[index] = value
+            self._reduced |= bool(old)
+
+    def _usable(self, entry: int, level: int, role: Role) -> bool:
+        """Whether an entry is present, sound and accessed, so that it may stand in the mirror."""
+        if entry & _USED != _USED:
+            return False
+        bad = 0
+        if role.pae:
+            bad = self._reserved if role.no_execute else self._reserved | P.NO_EXECUTE
+            if not role.long:
+                bad |= 0x7FF << 52
+        if entry & P.LARGE and level > 1:
+            bad |= P.LARGE_RESERVED[level] if role.pae else 0
+            if level == 4:
+                return False
+        return not entry & bad
+
+    def _leaf(self, entry: int, level: int, role: Role) -> int:
+        """The mirror's leaf for a guest's; 0 where only an access can tell (then a fault fills it)."""
+        if not self._usable(entry, level, role) or not (role.protects or entry & P.DIRTY):
+            return 0
+        if not role.pae and level == 2:
+            return 0
+        size = _SIZE[level]
+        host_pa = self._l1.contiguous(entry & P.ADDRESS & -size, size)
+        if host_pa < 0 or host_pa & (size - 1):
+            return 0
+        return host_pa | self._bits(entry, bool(entry & P.DIRTY)) | (P.LARGE if level > 1 else 0)
+
+    # --- pages ---
+
+    def _table(self, l1_pa: int, level: int, part: int, role: Role) -> Table:
+        """The mirror of a guest's table: the one that there is, or a new one with what is used there."""
+        key = (l1_pa, level, part, role)
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = self._new(level, l1_pa, part, role)
+        return table
+
+    def _new(self, level: int, l1_pa: int, part: int, role: Role) -> Table:
+        host_pa = self._pool.allocate()
+        source = self._l1.host_pa(l1_pa) if l1_pa != _PRIVATE else -1
+        return Table(host_pa, self._pool.slots(host_pa), level, l1_pa, part, role, source)
+
+    def _unlink(self, table: Table, index: int) -> None:
+        """Takes a child out. Only private ones end with that; others may have other parents."""
+        child = table.children.pop(index, None)
+        if child is None:
+            return
+        table.entries[index] = 0
+        self._reduced = True
+        if child.l1_pa == _PRIVATE:
+            self._drop(child)
+
+    def _drop(self, table: Table) -> None:
+        self._garbage.append(table.host_pa)
+        for child in table.children.values():
+            if child.l1_pa == _PRIVATE:
+                self._drop(child)
+
+    def _settle(self) -> bool:
+        """Makes silicon forget what is less than it was; then what was dropped is free."""
+        if not self._reduced and not self._garbage:
+            return False
+        self._reduced = False
+        self._flush()
+        for host_pa in self._garbage:
+            self._pool.free(host_pa)
+        self._garbage.clear()
+        return True
+
+    @property
+    def pages(self) -> int:
+        """Mirrored tables of the guest's."""
+        return len(self._tables)
+
+    def release(self) -> None:
+        """Gives every page back. Whoever runs on one of the roots must ask for it again."""
+        for table in {*self._tables.values(), *self._roots.values()}:
+            self._garbage.append(table.host_pa)
+            for child in table.children.values():
+                if child.l1_pa == _PRIVATE:
+                    self._drop(child)
+        self._tables.clear()
+        self._roots.clear()
+        self._reduced = True
+        self._settle()
