@@ -90,7 +90,7 @@ class ShadowOnShadow:
         r = self.registers1(vcpu)
         if not r.cr0 & X.CR0_PE:
             raise GuestStop(
-                "L1 is in real mode, which shadow-on-shadow does not offer: it needs EPT and unrestricted guest"
+                "L1 is in real mode, which shadow-on-shadow does not offer: that needs unrestricted guest"
             )
         v[F.GUEST_CR0] |= _FORCED
         if r.cr0 & X.CR0_PG:

@@ -250,7 +250,7 @@ class ShadowTables:
                 break
             part = 0
             if level == 3 and not role.long:
-                # The root of PAE paging: what it refers to is in registers (PAE), in CR3 (32-bit), or nowhere.
+                # The root of PAE paging: what it refers to is in registers, in CR3 (32-bit), or nowhere.
                 index &= 3
                 if not role.paging:
                     address = _PRIVATE
