@@ -71,7 +71,7 @@ class Tower:
         self.shadow12 = self.fold()
         self.ept01 = Ept01(self.pool, regions)
         self.tracking = WriteTracking(self.ept01, lambda eptp: None)
-        self.mirror = ShadowTables(self.pool, self.l1, PHYSICAL_BITS, lambda: None)
+        self.mirror = ShadowTables(self.pool, self.l1, PHYSICAL_BITS, lambda: 1, lambda vpid: None)
 
     def walker(self) -> Ept12Walker:
         return Ept12Walker(self.l1, PHYSICAL_BITS, execute_only=True)

@@ -6,6 +6,7 @@ must succeed after at most one fill. All formats: 4-level, PAE, 32-bit, and none
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -45,7 +46,9 @@ class World:
         self.l1 = L1Memory(self.memory, (RamRegion(0, LOW, 0), RamRegion(HIGH_L1, HIGH, LOW + shift)))
         self.pool = PagePool(self.memory, self.memory.size, self.memory.total)
         self.flushes = 0
-        self.tables = ShadowTables(self.pool, self.l1, PHYSICAL_BITS, self.flushed)
+        self.tables = ShadowTables(
+            self.pool, self.l1, PHYSICAL_BITS, itertools.count(1).__next__, self.flushed
+        )
         self.next = TABLES
         self.top = self.new()
         self.registers = P.Registers(
@@ -61,7 +64,7 @@ class World:
             pdptes = (self.new() | 1, self.new() | 1, self.new() | 1, self.new() | 1)
             self.registers = self.registers._replace(pdptes=pdptes)
 
-    def flushed(self) -> None:
+    def flushed(self, vpid: int) -> None:
         self.flushes += 1
 
     def new(self) -> int:

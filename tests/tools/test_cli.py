@@ -40,7 +40,6 @@ def kernel(tmp_path: Path) -> str:
         (["--kernel", "k", "--smp", "2"], "one processor"),
         (["--kernel", "k", "--smp", "0"], "--smp"),
         (["--kernel", "k", "--nic", "user"], "no network card"),
-        (["--kernel", "k", "--mmu", "shadow-on-shadow"], "not available yet"),
         (["--kernel", "k", "--mmu", "bogus"], "--mmu"),
         (["--kernel", "k", "--gdb", "1234"], "no debugger stub"),
         (["--kernel", "k", "-m", "3 apples"], "no size"),

@@ -173,7 +173,8 @@ impl Cpu {
         if self.replay_cursor as usize >= self.state.replay.len() {
             return Stop::Missing; // more accesses than can be replayed
         }
-        let reason = if denial.cause == Cause::Ept(Miss::Misconfiguration) { EPT_MISCONFIGURATION } else { EPT_VIOLATION };
+        let reason =
+            if denial.cause == Cause::Ept(Miss::Misconfiguration) { EPT_MISCONFIGURATION } else { EPT_VIOLATION };
         self.exit = ExitInfo {
             reason,
             qualification: denial.qualification(),

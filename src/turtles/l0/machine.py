@@ -103,7 +103,8 @@ class Machine:
         walker = Ept12Walker(self.l1, self.physical_bits, bool(self.l1_ept_vpid & 1))
         self.shadow: ShadowOnShadow | None = None
         if mode == "shadow-on-shadow":
-            self.shadow = ShadowOnShadow(pool, self.l1, memory, self.physical_bits, self._flush_l2)
+            tags = self.tactics.vpid and self.model.has("vpid")
+            self.shadow = ShadowOnShadow(pool, self.l1, memory, self.physical_bits, tags)
             self.mmu: MemoryMode = self.shadow
         else:
             self.mmu = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
@@ -128,7 +129,9 @@ class Machine:
         """L0's MSR bitmap for an L2 whose x2APIC registers are virtualized."""
         bitmap = self._bitmaps_x2apic.get(secondary02)
         if bitmap is None:
-            bitmap = int.from_bytes(make_bitmap(*x2apic_msrs(secondary02), efer=self.shadow is not None), "little")
+            bitmap = int.from_bytes(
+                make_bitmap(*x2apic_msrs(secondary02), efer=self.shadow is not None), "little"
+            )
             self._bitmaps_x2apic[secondary02] = bitmap
         return bitmap
 
@@ -161,12 +164,6 @@ class Machine:
             shadow.adapt(handlers, self.shadow)
         baseline.adapt(handlers, self.tactics)
         return handlers
-
-    def _flush_l2(self) -> None:
-        """INVVPID of every VPID that stands for one of L1's."""
-        for vcpu in self.vcpus:
-            for vpid in vcpu.vpids.all():
-                self.memory.invvpid(1, vpid, 0)
 
     def on_exit(self, reason: int, level: int | None = None) -> Callable[[UserHandler], UserHandler]:
         """Decorator: `function(vcpu)` sees every exit with this reason, of `level` or of both, first.

@@ -230,7 +230,7 @@ class Vcpu:
         """Drops the context's cached translations (its paging mode was changed from outside)."""
         if self.shadow is not None:
             self.shadow.flushed(self.level)
-        if self.v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
+        elif self.v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
             core_flush(self.machine, self.v[F.VPID])
 
     def _wake(self) -> None:

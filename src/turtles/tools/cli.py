@@ -155,16 +155,12 @@ def run(
     Status: 0 when the guest powers off, (V << 1) | 1 after a debug-exit of V, 124 on --timeout,
     2 for a usage error, 1 for anything else.
     """
-    from turtles.l0.machine import MODES
-
     if smp != 1:
         raise click.BadParameter(
             "one processor is supported so far; leave it out or say 1", param_hint="--smp"
         )
     if nic != "none":
         raise click.BadParameter("there is no network card yet; say none", param_hint="--nic")
-    if mmu not in MODES:
-        raise click.BadParameter(f"{mmu} is not available yet; say {' or '.join(MODES)}", param_hint="--mmu")
     if gdb is not None:
         raise click.BadParameter("there is no debugger stub yet; --trace shows the exits", param_hint="--gdb")
     from turtles.tools.run import run_guest

@@ -8,7 +8,6 @@ Without unrestricted guest an unpaged L1 runs on an identity mirror; real mode i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from turtles.l0.mmu import paging as P
@@ -18,7 +17,6 @@ from turtles.l0.outcome import GuestStop
 from turtles.l0.pool import PagePool, PoolExhausted
 from turtles.l0.ram import L1Memory
 from turtles.l0.vmcs import bits as X
-from turtles.l0.vmcs.vmcs01 import VPID01
 from turtles.silicon import Memory
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
@@ -31,13 +29,14 @@ if TYPE_CHECKING:
 # Bits of L1's CR0 and CR4 that the mirror depends on, beside those that VMX operation fixes.
 CR0_OWNED: Final = X.CR0_PE | X.CR0_PG | X.CR0_WP | X.CR0_CD | X.CR0_NW
 CR4_OWNED: Final = X.CR4_PSE | X.CR4_PAE | X.CR4_PGE | X.CR4_PCIDE | X.CR4_SMEP | X.CR4_SMAP
+LAST_VPID: Final = 0xFFFF
 _FORCED: Final = X.CR0_PE | X.CR0_PG
 _UNPAGED_OFF: Final = X.CR4_SMEP | X.CR4_SMAP
 HIGHEST: Final = 4 << 30  # PAE roots lie below, as CR3 has 32 bits then
 
 
 class ShadowOnShadow:
-    """The two families of mirrors. `flush_l2` makes silicon forget every translation of L2s."""
+    """The two families of mirrors, and the VPIDs of their roots."""
 
     name = "shadow-on-shadow"
     eptp01 = 0
@@ -48,16 +47,28 @@ class ShadowOnShadow:
         l1: L1Memory,
         memory: Memory,
         physical_bits: int,
-        flush_l2: Callable[[], None],
+        tags: bool,
     ) -> None:
         if memory.total > HIGHEST:
             raise GuestStop(
                 f"shadow-on-shadow needs memory below 4 GiB: say -m {(HIGHEST >> 20) - 128}M or less"
             )
         self._memory = memory
+        self._tags = tags
         self._physical_bits = physical_bits
-        self.tables1 = ShadowTables(pool, l1, physical_bits, lambda: memory.invvpid(1, VPID01, 0))
-        self.tables2 = ShadowTables(pool, l1, physical_bits, flush_l2)
+        self._last_vpid = 0
+        self.tables1 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush)
+        self.tables2 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush)
+
+    def _new_vpid(self) -> int:
+        if self._last_vpid == LAST_VPID:
+            raise PoolExhausted
+        self._last_vpid += 1
+        return self._last_vpid
+
+    def _flush(self, vpid: int) -> None:
+        """INVVPID, single context."""
+        self._memory.invvpid(1, vpid, 0)
 
     # --- L1's registers ---
 
@@ -97,7 +108,8 @@ class ShadowOnShadow:
             v[F.GUEST_CR4] |= X.CR4_PAE
         else:
             v[F.GUEST_CR4] = v[F.GUEST_CR4] & ~_UNPAGED_OFF | X.CR4_PAE
-        v[F.GUEST_CR3] = self._root1(r).host_pa
+        root = self._root1(r)
+        v[F.GUEST_CR3], v[F.VPID] = root.host_pa, root.vpid
 
     def _root1(self, r: P.Registers) -> Table:
         try:
@@ -112,6 +124,7 @@ class ShadowOnShadow:
     def _release(self) -> None:
         self.tables1.release()
         self.tables2.release()
+        self._last_vpid = 0
 
     # --- L2's registers ---
 
@@ -154,15 +167,17 @@ class ShadowOnShadow:
 
     def apply2(self, vcpu: Vcpu, c: Vmcs12) -> None:
         """Puts the mirror of L1's shadow tables into vmcs02."""
-        c.v02[F.GUEST_CR3] = self._root2(vcpu, c, self.registers2(vcpu, c)).host_pa
+        root = self._root2(vcpu, self.registers2(vcpu, c))
+        c.v02[F.GUEST_CR3], c.v02[F.VPID] = root.host_pa, root.vpid
 
-    def _root2(self, vcpu: Vcpu, c: Vmcs12, r: P.Registers) -> Table:
+    def _root2(self, vcpu: Vcpu, r: P.Registers) -> Table:
         try:
             return self.tables2.root(r)
         except PoolExhausted:
             self._release()
         try:
-            vcpu.v01[F.GUEST_CR3] = self.tables1.root(self.registers1(vcpu)).host_pa
+            root = self.tables1.root(self.registers1(vcpu))
+            vcpu.v01[F.GUEST_CR3], vcpu.v01[F.VPID] = root.host_pa, root.vpid
             return self.tables2.root(r)
         except PoolExhausted:
             raise GuestStop("the pool is too small for the mirrors of two page tables") from None
@@ -203,8 +218,8 @@ class ShadowOnShadow:
         if vcpu.level == 1:
             tables, root = self.tables1, self._root1(r)
         else:
-            tables, root = self.tables2, self._root2(vcpu, vcpu.entered12, r)
-        vcpu.v[F.GUEST_CR3] = root.host_pa
+            tables, root = self.tables2, self._root2(vcpu, r)
+        vcpu.v[F.GUEST_CR3], vcpu.v[F.VPID] = root.host_pa, root.vpid
         return tables, root
 
     def map_nothing(self, vcpu: Vcpu, linear: int, error: int, host_pa: int) -> None:
@@ -225,20 +240,24 @@ class ShadowOnShadow:
         """INVLPG of the context that runs."""
         r = self.registers1(vcpu) if vcpu.level == 1 else self.registers2(vcpu, vcpu.entered12)
         tables, root = self._current(vcpu, r)
-        flushed = tables.invalidate(root, linear)
-        v = vcpu.v
-        if not flushed and v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID:
-            self._memory.invvpid(0, v[F.VPID], linear)
+        if not tables.invalidate(root, linear):
+            self._memory.invvpid(0, root.vpid, linear)
 
     # --- the rest of the interface ---
 
     def attach(self, c: Vmcs12) -> None:
-        """See MemoryMode: every page fault of L2 is L0's first, and no CR3 goes in unseen."""
+        """See MemoryMode: every page fault of L2 is L0's first, and no CR3 goes in unseen.
+
+        Where silicon tags its TLBs, L2's mirrors have tags whether L1 uses VPIDs or not: what an entry
+        without one flushes, `enter_l2` compares.
+        """
         v02 = c.v02
         c.ept02 = None
         v02[F.EXCEPTION_BITMAP] |= 1 << X.VECTOR_PF
         v02[F.PF_ERROR_MASK] = v02[F.PF_ERROR_MATCH] = 0
         v02[F.CR3_TARGET_COUNT] = 0
+        if self._tags:
+            v02[F.SECONDARY_CONTROLS] |= C.SECONDARY_VPID
 
     def resolve(self, c: Vmcs12, pa: int, access: int) -> Resolution:
         """See MemoryMode: there are no EPT violations."""

@@ -64,6 +64,7 @@ class Table:
         "children",
         "entries",
         "epoch",
+        "flushed",
         "host_pa",
         "image",
         "l1_pa",
@@ -72,6 +73,7 @@ class Table:
         "part",
         "role",
         "source",
+        "vpid",
     )
 
     def __init__(
@@ -85,6 +87,9 @@ class Table:
         self.role = role
         self.source = source  # host address of the guest's table; -1 where none is followed
         self.epoch = -1
+        # Of a root: its tag in silicon's TLBs, and how many reductions these know of.
+        self.vpid = 0
+        self.flushed = 0
         self.children: dict[int, Table] = {}
         # The guest's entries as last looked at, in the 64-bit format.
         self.image = bytearray(PAGE if source >= 0 else 0)
@@ -92,27 +97,31 @@ class Table:
 
 
 class ShadowTables:
-    """The mirror of a family. `flush` makes silicon forget the family's translations."""
+    """The mirror of a family.
+
+    Each root has a VPID of its own, which `vpids` gives, so that going from one to another flushes nothing;
+    `flush` makes silicon forget what it has under one.
+    """
 
     def __init__(
         self,
         pool: PagePool,
         l1: L1Memory,
         physical_bits: int,
-        flush: Callable[[], None],
-        prefetch: bool = True,
+        vpids: Callable[[], int],
+        flush: Callable[[int], None],
     ) -> None:
         self._pool = pool
         self._l1 = l1
         self._read = l1.memory.read
         self._reserved = P.ADDRESS & -1 << physical_bits
+        self._vpids = vpids
         self._flush = flush
-        self._prefetch = prefetch
         self._tables: dict[tuple[int, int, int, Role], Table] = {}
         self._roots: dict[tuple[int, tuple[int, ...], Role], Table] = {}
         self._garbage: list[int] = []
         self._epoch = 0
-        self._reduced = False  # an entry that silicon may have cached says less now
+        self._reductions = 0  # how often an entry that silicon may have cached came to say less
 
     # --- roots ---
 
@@ -127,10 +136,11 @@ class ShadowTables:
                 root = self._table(key[0], 4, 0, role)
             else:
                 root = self._new(3, _PRIVATE, 0, role)
+            root.vpid = self._vpids()
             self._roots[key] = root
         if root.epoch != self._epoch:
             self._sync(root)
-            self._settle()
+        self._settle(root)
         return root
 
     def forget(self) -> None:
@@ -149,7 +159,7 @@ class ShadowTables:
                 if table.source >= 0:
                     self._compare(table)
                 pending.extend(table.children.values())
-        flushed = self._settle()
+        flushed = self._settle(root)
         table = root
         while table.level > 1:
             child = table.children.get(linear >> _SHIFT[table.level] & 511)
@@ -165,7 +175,7 @@ class ShadowTables:
             if new != table.origins[index]:
                 self._follow(table, index, new)
                 table.origins[index] = new
-                self._reduced = False  # the caller makes silicon forget this page
+                root.flushed = self._reductions  # the caller makes silicon forget this page
         return flushed
 
     # --- faults ---
@@ -200,7 +210,7 @@ class ShadowTables:
             self._unlink(table, index)
         leaf = self._l1.host_pa(physical & -size) | self._bits(entry, dirty)
         changed |= self._put(table, index, leaf | (P.LARGE if table.level > 1 else 0))
-        self._settle()
+        self._settle(root)
         return 0 if changed else -1
 
     def map_page(self, root: Table, linear: int, found: P.Walk | None, r: P.Registers, host_pa: int) -> None:
@@ -219,7 +229,7 @@ class ShadowTables:
             entry = _EVERYTHING
             table = child
         self._put(table, linear >> 12 & 511, host_pa | self._bits(entry, True))
-        self._settle()
+        self._settle(root)
 
     def _leaf_of(self, found: P.Walk | None, physical: int) -> tuple[int, int]:
         """Level of the mirror's leaf, and the guest's entry in the 64-bit format."""
@@ -295,7 +305,7 @@ class ShadowTables:
                 return False
         table.entries[index] = value
         if (old and (old ^ value) & (P.ADDRESS | P.NO_EXECUTE | P.LARGE)) or old & ~value & _FREE:
-            self._reduced = True
+            self._reductions += 1
         return True
 
     # --- following the guest ---
@@ -356,8 +366,7 @@ class ShadowTables:
             if level > 1 and index in table.children:
                 self._unlink(table, index)
                 old = 0
-            if old or self._prefetch:
-                self._replace(table, index, old, self._leaf(new, level, table.role))
+            self._replace(table, index, old, self._leaf(new, level, table.role))
         elif old:
             child = table.children.get(index)
             if child is not None and child.l1_pa == new & P.ADDRESS and self._usable(new, level, table.role):
@@ -369,7 +378,8 @@ class ShadowTables:
     def _replace(self, table: Table, index: int, old: int, value: int) -> None:
         if value != old:
             table.entries[index] = value
-            self._reduced |= bool(old)
+            if old:
+                self._reductions += 1
 
     def _usable(self, entry: int, level: int, role: Role) -> bool:
         """Whether an entry is present, sound and accessed, so that it may stand in the mirror."""
@@ -419,7 +429,7 @@ class ShadowTables:
         if child is None:
             return
         table.entries[index] = 0
-        self._reduced = True
+        self._reductions += 1
         if child.l1_pa == _PRIVATE:
             self._drop(child)
 
@@ -429,15 +439,18 @@ class ShadowTables:
             if child.l1_pa == _PRIVATE:
                 self._drop(child)
 
-    def _settle(self) -> bool:
-        """Makes silicon forget what is less than it was; then what was dropped is free."""
-        if not self._reduced and not self._garbage:
-            return False
-        self._reduced = False
-        self._flush()
+    def _settle(self, root: Table) -> bool:
+        """Makes silicon forget, for the root that is used next, what is less than it was.
+
+        What was dropped is free then: before another root is used, it is flushed too.
+        """
         for host_pa in self._garbage:
             self._pool.free(host_pa)
         self._garbage.clear()
+        if root.flushed == self._reductions:
+            return False
+        root.flushed = self._reductions
+        self._flush(root.vpid)
         return True
 
     @property
@@ -447,6 +460,8 @@ class ShadowTables:
 
     def release(self) -> None:
         """Gives every page back. Whoever runs on one of the roots must ask for it again."""
+        for root in self._roots.values():
+            self._flush(root.vpid)
         for table in {*self._tables.values(), *self._roots.values()}:
             self._garbage.append(table.host_pa)
             for child in table.children.values():
@@ -454,5 +469,6 @@ class ShadowTables:
                     self._drop(child)
         self._tables.clear()
         self._roots.clear()
-        self._reduced = True
-        self._settle()
+        for host_pa in self._garbage:
+            self._pool.free(host_pa)
+        self._garbage.clear()

@@ -359,7 +359,7 @@ def invvpid(vcpu: Vcpu) -> None:
     if vcpu.shadow is not None:
         # Which mirrors serve one VPID is not told apart: all are compared before their next use.
         vcpu.shadow.flushed(2)
-    if kind == 2:
+    elif kind == 2:
         for vpid02 in vcpu.vpids.all():
             vcpu.machine.memory.invvpid(1, vpid02, 0)
     else:
