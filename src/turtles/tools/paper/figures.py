@@ -14,7 +14,7 @@ from turtles.tools.paper import published
 from turtles.tools.paper.analysis import REASONS, SHADOW_ON_EPT, TABLE_2, Analysis
 from turtles.tools.paper.plan import DEFAULT, NESTED, OTHER_MODES
 
-THEIRS: Final = f"the paper ({published.MARK})"
+THEIRS: Final = "the paper's own figures"
 OURS: Final = "turtles"
 ABSENT: Final = "not measured here yet"
 PARTS: Final = {"guest": "#9ecae1", "L1": "#3182bd", "L0": "#e6550d", "switch": "#756bb1"}
@@ -55,6 +55,8 @@ def _grouped(axes: Any, rows: Mapping[str, Sequence[float | None]], series: Sequ
 
 
 def _empty(axes: Any) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
     axes.text(0.5, 0.5, ABSENT, ha="center", va="center", transform=axes.transAxes, color="#777777")
 
 
@@ -62,7 +64,7 @@ def _titled(axes: Sequence[Any]) -> None:
     for each, title in zip(axes, (THEIRS, OURS), strict=False):
         each.set_title(title, fontsize=9)
         if each.get_legend_handles_labels()[0]:
-            each.legend(fontsize=7)
+            each.legend(fontsize=6, framealpha=0.5)
 
 
 def ghz() -> float | None:
@@ -123,6 +125,7 @@ EXITS_AT: Final = ((DEFAULT, 1), (DEFAULT, 2), (NESTED, 2))
 def figure_6(axes: Sequence[Any], a: Analysis) -> None:
     """What an exit costs, by reason."""
     _grouped(axes[0], published.EXITS, published.EXIT_COLUMNS, "thousand cycles")
+    axes[0].set_yscale("log")  # the paper's axis is linear; ours reaches further
     clock = ghz() or 1.0
     ours: dict[str, list[float | None]] = {}
     for reason in REASONS:
@@ -135,6 +138,7 @@ def figure_6(axes: Sequence[Any], a: Analysis) -> None:
     if any(v is not None for values in ours.values() for v in values):
         unit = f"thousand cycles at {clock:.1f} GHz" if ghz() else "µs"
         _grouped(axes[1], ours, published.EXIT_COLUMNS, unit)
+        axes[1].set_yscale("log")
     else:
         _empty(axes[1])
 
@@ -200,7 +204,7 @@ def figure_10(axes: Sequence[Any], a: Analysis) -> None:
     axes[0].bar(list(totals), list(totals.values()), 0.6, color="#cccccc", label="not told apart")
     _stacked(axes[0], {n: told.get(n, (0, 0, 0)) for n in totals}, ("L1", "L0", "switch"), "cycles")
     if ours := cpuid_parts(a):
-        _stacked(axes[1], ours, ("L1", "L0", "switch"), "ns")
+        _stacked(axes[1], {n: ours.get(n, (0, 0, 0)) for n in totals}, ("L1", "L0", "switch"), "ns")
     else:
         _empty(axes[1])
 
