@@ -12,7 +12,7 @@ from typing import Any, Final
 from turtles.tools import plots
 from turtles.tools.paper import published
 from turtles.tools.paper.analysis import REASONS, SHADOW_ON_EPT, TABLE_2, Analysis
-from turtles.tools.paper.plan import DEFAULT, NESTED, OTHER_MODES
+from turtles.tools.paper.plan import DEFAULT, EPT12, NESTED, OTHER_MODES
 
 THEIRS: Final = "the paper's own figures"
 OURS: Final = "turtles"
@@ -163,10 +163,11 @@ def figure_9(axes: Sequence[Any], a: Analysis) -> None:
     gains = {name: (value,) for name, value in published.MULTIDIM_GAIN.items()}
     _grouped(axes[0], gains, (SHADOW_ON_EPT,), "run time / multi-dimensional")
     rows = ("build", "redis", "fault", "fork", "ctxsw")
-    ours = {row: [a.gain(mode, row) for mode in OTHER_MODES] for row in rows}
+    others = (*OTHER_MODES, *(f"{DEFAULT} {name}" for name in EPT12))
+    ours = {row: [a.gain(mode, row) for mode in others] for row in rows}
     measured = {row: values for row, values in ours.items() if any(v is not None for v in values)}
     if measured:
-        _grouped(axes[1], measured, OTHER_MODES, "run time / multi-dimensional")
+        _grouped(axes[1], measured, others, "run time / multi-dimensional")
         axes[1].set_yscale("log")
         axes[1].axhline(1, color="black", linewidth=0.6)
     else:
