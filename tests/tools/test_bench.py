@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from turtles.guests import benchmarks
-from turtles.tools import bars, compare, page
+from turtles.tools import bars, compare, exit_bench, page
 from turtles.tools.levels import Line
 from turtles.tools.measure import ClockCheck, Reader, Results, Sample, Settings
 
@@ -127,3 +127,15 @@ def test_a_page_stands_alone(tmp_path: Path) -> None:
     assert "&lt;qemu&gt; ended" in text and "WRONG" in text and text.count("reached</td>") == 7
     assert "href=" not in text.replace("xlink:href=", "") and "src=" not in text
     assert all(file.exists() for file in files)
+
+
+def test_costs_of_exits_have_their_parts() -> None:
+    rows = {(c.level, c.what): c for level in (1, 2) for c in exit_bench.run_loops(level)}
+    assert {what for _, what in rows} == {what for what, _ in exit_bench.ROWS.values()}
+    single, nested = rows["L1", "CPUID"], rows["L2", "CPUID"]
+    # The embedded hypervisor executes CPUID itself to answer; its VMRESUME is the only other exit.
+    assert (round(single.exits_l1), round(nested.exits_l1), round(nested.exits_l2)) == (1, 2, 1)
+    assert rows["L1", "VMREAD"].exits_l1 < 0.1
+    for cost in rows.values():
+        assert cost.clock >= cost.in_l1 + cost.in_l2 > 0
+        assert cost.instructions >= 1

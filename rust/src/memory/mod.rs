@@ -214,6 +214,15 @@ impl Memory {
         tail.fill(0xff);
     }
 
+    /// Whether `data` is what lies at `pa`; false where any of it is outside RAM and pool.
+    #[must_use]
+    pub fn same_bytes(&self, pa: u64, data: &[u8]) -> bool {
+        // SAFETY: inside the mapping, which stays; memcmp only reads, and a concurrent writer makes it see old bytes
+        // or new ones.
+        self.contains(pa, data.len() as u64)
+            && unsafe { libc::memcmp(self.ptr(pa).cast(), data.as_ptr().cast(), data.len()) == 0 }
+    }
+
     /// Copies in. Bytes outside RAM and pool are dropped.
     pub fn write_bytes(&self, pa: u64, data: &[u8]) {
         let inside = self.total.saturating_sub(pa).min(data.len() as u64) as usize;

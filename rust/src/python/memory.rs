@@ -106,6 +106,12 @@ impl PyMemory {
         })
     }
 
+    /// Whether the bytes at `pa` are `data`; a concurrent writer makes the answer as old as the call.
+    fn same(&self, pa: u64, data: &[u8]) -> PyResult<bool> {
+        self.check(pa, data.len() as u64)?;
+        Ok(self.inner.same_bytes(pa, data))
+    }
+
     /// Stores bytes (any contiguous buffer) at `pa`.
     fn write(&self, pa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
         if let Ok(bytes) = data.cast::<PyBytes>() {

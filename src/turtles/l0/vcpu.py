@@ -274,12 +274,14 @@ class Vcpu:
     def _loop(self) -> None:
         machine, regs, stats = self.machine, self.regs, self.stats
         enter, next_event = self.core.enter, self.events.next_deadline
-        handlers = self.handlers
-        counts, total_ns, guest_ns = stats.counts, stats.total_ns, stats.guest_ns
-        retired = stats.handling_retired
+        _, handlers1, handlers2 = self.handlers
+        _, counts1, counts2 = stats.counts
+        nobodys, times1, times2 = stats.total_ns
+        guest_ns, retired = stats.guest_ns, stats.handling_retired
         deadline = FOREVER
-        # The last exit, and the last one of L2 that was reflected: their time runs until the next entry.
-        last_level = last_key = last_exit = 0
+        # Whose the time from the last exit to the next entry is; and the last exit of L2 that was reflected,
+        # whose time runs until the next entry into L2.
+        times, key, last_exit = nobodys, 0, 0
         waiting_key = waiting_exit = 0
         while machine.outcome is None:
             if self.attention:
@@ -292,34 +294,45 @@ class Vcpu:
                 self.replan = False
                 next_deadline = next_event()
                 deadline = FOREVER if next_deadline is None else next_deadline
-            level = self.level
+            if self.level == 1:
+                raw = enter(self.vmcs01, deadline)
+                entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
+                times[key] += entry_time - last_exit
+                last_exit = exit_time
+                guest_ns[1] += exit_time - entry_time
+                if raw >> 31:  # negative, or bit 31: the entry failed
+                    times, key = nobodys, 0
+                    self._refused(raw)
+                    continue
+                key = raw & _REASON
+                handlers1[key](self)
+                counts1[key] += 1
+                times = times1
+                continue
             raw = enter(self.vmcs, deadline)
             entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
-            total_ns[last_level][last_key] += entry_time - last_exit
-            guest_ns[level] += exit_time - entry_time
-            if level == 2:
-                if waiting_key:
-                    total_ns[2][waiting_key] += entry_time - waiting_exit
-                    retired[waiting_key] += self.entry_retired - self.exit_retired
-                    waiting_key = 0
-                if self.entry_pending:
-                    self.entry_pending = False
-            if raw < 0 or raw & X.ENTRY_FAILURE:
-                last_level, last_key, last_exit = 0, 0, exit_time
+            times[key] += entry_time - last_exit
+            last_exit = exit_time
+            guest_ns[2] += exit_time - entry_time
+            if waiting_key:
+                times2[waiting_key] += entry_time - waiting_exit
+                retired[waiting_key] += self.entry_retired - self.exit_retired
+                waiting_key = 0
+            self.entry_pending = False
+            if raw >> 31:
+                times, key = nobodys, 0
                 self._refused(raw)
                 continue
-            reason = raw & _REASON
+            key = raw & _REASON
             self.reflected = False
-            handlers[level][reason](self)
-            reflected = self.reflected
-            key = reason + REFLECTED if reflected else reason
-            counts[level][key] += 1
-            if reflected:
-                waiting_key, waiting_exit = key, exit_time
-                last_level = last_key = 0
+            handlers2[key](self)
+            if self.reflected:
+                waiting_key, waiting_exit = key + REFLECTED, exit_time
+                counts2[waiting_key] += 1
+                times, key = nobodys, 0
             else:
-                last_level, last_key = level, key
-            last_exit = exit_time
+                counts2[key] += 1
+                times = times2
 
     def _refused(self, raw: int) -> None:
         """Silicon refused the VMCS: L1's fault for L2, an error of the run for L1."""

@@ -47,6 +47,8 @@ class Memory:
         def __buffer__(self, flags: int, /) -> memoryview: ...
     def read(self, pa: int, length: int) -> bytes:
         """Bytes at `pa`."""
+    def same(self, pa: int, data: bytes) -> bool:
+        """Whether the bytes at `pa` are `data`, without copying them."""
     def write(self, pa: int, data: bytes | bytearray | memoryview) -> None:
         """Stores bytes at `pa`; drops decoded code and marks pages dirty."""
     def fill(self, pa: int, length: int, byte: int = 0) -> None:

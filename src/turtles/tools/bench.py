@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from turtles.guests import workloads
 from turtles.guests.cache import cache_root
-from turtles.tools import compare
+from turtles.tools import compare, exit_bench
 from turtles.tools.compare import images
 from turtles.tools.doctor import cpu_name
 from turtles.tools.measure import (
@@ -163,12 +163,22 @@ def run_bench(o: BenchOptions) -> int:
                     found.speed = silicon_speed(say, standard=o.standard)
             else:
                 found = compare.peers(say, o.pairs, settings(o), json_path)
+        elif o.name == "exits":
+            costs, profile = exit_bench.exits(say)
         else:
             repeated = determinism(say, tower=o.name == "determinism-tower")
     if o.name in ("silicon", "peers"):
         if found.speed:
             show("speed", found.speed, Console())
         return compare.finish(found, json_path, Path(o.page) if o.page else json_path.with_suffix(".html"))
+    if o.name == "exits":
+        json_path = Path(o.json) if o.json else result_directory() / "exits.json"
+        write(str(json_path), o.name, [asdict(cost) for cost in costs])
+        json_path.with_suffix(".profile.txt").write_text(profile)
+        for l0 in dict.fromkeys(cost.l0 for cost in costs):
+            rows = [exit_bench.as_row(cost) for cost in costs if cost.l0 == l0]
+            show(f"exits, L0: {l0}", rows, Console(width=100))
+        return 0
     Console().print(repeated)
     write(o.json, o.name, repeated)
     return 0 if repeated["equal"] else 1

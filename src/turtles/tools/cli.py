@@ -257,7 +257,9 @@ def trace(path: str, lines: bool, slowest: int, as_json: bool, perfetto: str | N
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["silicon", "peers", "paper", "determinism", "determinism-tower"]))
+@click.argument(
+    "name", type=click.Choice(["silicon", "peers", "exits", "paper", "determinism", "determinism-tower"])
+)
 @click.option("--pairs", type=click.IntRange(min=1), help="Runs of each peer [1; of paper 2, 1 if quick].")
 @click.option("--quick", is_flag=True, help="Micro-benchmarks only, in fewer rounds; of paper a small part.")
 @click.option("--embedded", is_flag=True, help="paper: only the embedded tower, which needs no packages.")
@@ -289,8 +291,8 @@ def bench(
 ) -> None:
     """Measure.
 
-    silicon: beside this host; peers: beside QEMU's TCG; paper: the Turtles paper's evaluation, going on where
-    it was ended; determinism: whether virtual time repeats.
+    silicon: beside this host; peers: beside QEMU's TCG; exits: what each kind costs; paper: the Turtles
+    paper's evaluation, going on where it was ended; determinism: whether virtual time repeats.
     """
     if name == "paper":
         from turtles.tools.paper.command import PaperOptions, run

@@ -150,10 +150,10 @@ def make_host_image(c: Vmcs12) -> None:
 def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
     """What either level traps is trapped. L1 may change its page at any time, so each entry looks at it."""
     host_pa = c.bitmap12_host_pa
-    bitmap12 = vcpu.machine.memory.read(host_pa, PAGE) if host_pa >= 0 else _ALL_ONES
-    if bitmap12 == c.bitmap12:
+    memory = vcpu.machine.memory
+    if c.bitmap12 and (host_pa < 0 or memory.same(host_pa, c.bitmap12)):
         return
-    c.bitmap12 = bitmap12
+    bitmap12 = c.bitmap12 = memory.read(host_pa, PAGE) if host_pa >= 0 else _ALL_ONES
     bitmap01 = vcpu.machine.msr_bitmap01
     virtualized = c.v02[F.SECONDARY_CONTROLS] & (
         C.SECONDARY_X2APIC | C.SECONDARY_APIC_REGISTER | C.SECONDARY_VIRTUAL_INTERRUPT
@@ -162,4 +162,4 @@ def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
         # Registers that are virtualized are L1's to give (SDM 30.5): for those only its bits count.
         bitmap01 = vcpu.machine.msr_bitmap01_x2apic(virtualized)
     merged = int.from_bytes(bitmap12, "little") | bitmap01
-    vcpu.machine.memory.write(c.bitmap_host_pa, merged.to_bytes(PAGE, "little"))
+    memory.write(c.bitmap_host_pa, merged.to_bytes(PAGE, "little"))
