@@ -271,6 +271,14 @@ impl Cpu {
                 hot.resume = site.resume;
                 goes_on
             }
+            // A fault is delivered here, so that its handler, too, can go on in translated code.
+            Err(Stop::Fault) => match self.stopped(Stop::Fault, Some(insn)) {
+                Ok(()) => self.goes_elsewhere(seen),
+                Err(stop) => {
+                    self.outcome.stop = Some((stop, insn));
+                    false
+                }
+            },
             Err(stop) => {
                 self.outcome.stop = Some((stop, insn));
                 false
@@ -293,7 +301,7 @@ impl Cpu {
             || self.state.pending_debug != 0
             || self.memory.code_log().position() != seen
             || self.doorbell.bits.load(Ordering::Relaxed) != 0
-            || self.events_flagged()
+            || self.iterations_flagged()
         {
             return false;
         }
@@ -301,6 +309,11 @@ impl Cpu {
         self.set_space(rip);
         let hot = self.state.hot();
         let Some(code) = hot.target_of(rip) else { return false };
+        // RF holds instruction breakpoints back for one instruction. There are none (`iterations_flagged`), and a fault
+        // or what restarts an instruction reports RF as 1 in any case.
+        self.state.rflags &= !flag::RF;
+        self.boundary = false;
+        let hot = self.state.hot();
         hot.resume = code;
         hot.saved_flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
         true
