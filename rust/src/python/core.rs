@@ -316,5 +316,12 @@ fn missing(cpu: &mut Cpu) -> String {
     let (bytes, bits) = code_at_rip(cpu);
     let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let bytes = if bytes.is_empty() { "unreadable".to_owned() } else { bytes.join(" ") };
-    format!("instruction that silicon lacks at RIP {:#x} ({bits}-bit code): {bytes}", cpu.state.rip)
+    let most = cpu.state.replay.len();
+    // The other reason for which a run ends here: an instruction starts anew after each of its device accesses.
+    let what = if cpu.state.replay_count as usize >= most {
+        format!("instruction with more than {most} device accesses")
+    } else {
+        "instruction that silicon lacks".to_owned()
+    };
+    format!("{what} at RIP {:#x} ({bits}-bit code): {bytes}", cpu.state.rip)
 }

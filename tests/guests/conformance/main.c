@@ -204,11 +204,17 @@ static int named(const char *line, const char *name)
     return !any;
 }
 
+/* Gates and handlers as they are at the beginning. */
+static void reset_traps(void)
+{
+    for (int i = 0; i < 256; i++)
+        set_gate(i, trap_stubs + 16 * i, 0, i == 3 || i == 4 || i == 0xf0 ? 3 : 0);
+    memset((void *)handler, 0, sizeof handler);
+}
+
 void main(u32 *info)
 {
     next_page = ((u64)image_end + 0xfffff) & ~0xfffffull;
-    for (int i = 0; i < 256; i++)
-        set_gate(i, trap_stubs + 16 * i, 0, i == 3 || i == 4 || i == 0xf0 ? 3 : 0);
     struct {
         u16 limit;
         u64 base;
@@ -229,6 +235,7 @@ void main(u32 *info)
         if (named(line, tests[i].name)) {
             int before = failures, done = checks;
             running = tests[i].name;
+            reset_traps();
             tests[i].run();
             printf("%s %s %u\n", failures == before ? "ok  " : "BAD ", running, (u64)(checks - done));
         }
