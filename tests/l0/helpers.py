@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from turtles.l0.machine import Machine
+from turtles.l0.machine import WITHOUT, Machine
 from turtles.l0.ports import RamRegion
 from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.trace import ExitRecord, decode, record
@@ -102,6 +102,9 @@ class Events:
 class Rig:
     """A machine with one virtual CPU, L1 in 64-bit mode without paging tables (identity, by CR0.PG = 0)."""
 
+    mode = "multidim"
+    """The memory mode of every rig; what runs its tests in several sets it."""
+
     def __init__(
         self,
         *,
@@ -110,11 +113,14 @@ class Rig:
         clock: Literal["host", "virtual"] = "host",
     ) -> None:
         self.memory = Memory(2 * RAM, pool=8 * MIB)
-        self.model = model or Model("max")
+        mode = Rig.mode
+        self.model = model or Model("max", disable=WITHOUT.get(mode, ()))
         self.ports, self.mmio = Bus(), Bus()
         self.apic, self.events = Apic(), Events()
         regions = [RamRegion(0, RAM, 0), RamRegion(HIGH, RAM, RAM)]
-        self.machine = Machine(self.memory, self.model, regions, self.ports, self.mmio, tactics=tactics)
+        self.machine = Machine(
+            self.memory, self.model, regions, self.ports, self.mmio, mode=mode, tactics=tactics
+        )
         self.core = Core(self.memory, self.model, clock)
         self.vcpu: Vcpu = self.machine.add_vcpu(self.core, self.apic, self.events)
         self.v = self.vcpu.v01

@@ -25,6 +25,7 @@ HANDLER = 0x7000
 REGION = 0x30_0000
 PML4, PDPT = 0x31_0000, 0x31_1000
 TOP12, PDPT12, PD12, PT12 = 0x32_0000, 0x32_1000, 0x32_2000, 0x32_3000
+SHADOW_PDPT, SHADOW_PD = 0x33_0000, 0x33_1000
 EPTP12 = TOP12 | ept.EPTP_WALK_4 | ept.WRITE_BACK
 L2_CODE = 0x5000
 """L2-physical address of L2's code; ept12 maps the first 2 MiB of L2 onto L1_BASE."""
@@ -83,6 +84,16 @@ class NestedGuest(Guest):
         v12[F.HOST_CR4] = X.CR4_PAE | X.CR4_VMXE
         v12[F.WRITTEN] = 0x3FF
 
+    def shadow_l2(self) -> None:
+        """L1 without EPT: a shadow table of PAE paging, linear 0 to 2 MiB at L1_BASE as with ept12."""
+        self.put64(SHADOW_PDPT, SHADOW_PD | 1)
+        self.put64(SHADOW_PD, L1_BASE | 7 | 1 << 7)
+        v12 = self.c.v
+        v12[F.GUEST_CR0] |= X.CR0_PG
+        v12[F.GUEST_CR3] = SHADOW_PDPT
+        v12[F.GUEST_CR4] |= X.CR4_PAE
+        v12[F.WRITTEN] = 0x3FF
+
     def long_mode(self) -> None:
         """L1 as an operating system has it: 64-bit, paging, VMXON done."""
         v = self.v
@@ -97,4 +108,9 @@ class NestedGuest(Guest):
         v[F.ENTRY_CONTROLS] |= C.ENTRY_IA32E
         self.regs[S.EFER] = X.EFER_LMA | X.EFER_LME
         self.vcpu.in_vmx = True
+        shadow = self.vcpu.shadow
+        if shadow is not None:
+            self.vcpu.cr3 = PML4
+            v[F.CR0_MASK] |= self.vcpu.cr0_owned
+            shadow.apply1(self.vcpu)
         self.vcpu.vmxon_l1_pa = 0x2F_0000

@@ -10,8 +10,11 @@ import random
 import threading
 import time
 
+import pytest
+
 from tests.l0.guest import DONE
-from tests.l0.nested_guest import PD12, VMLAUNCH, VMRESUME, NestedGuest
+from tests.l0.helpers import Rig
+from tests.l0.nested_guest import EPTP12, PD12, SHADOW_PD, VMLAUNCH, VMRESUME, NestedGuest
 from turtles.l0.outcome import STOPPED, Ending
 from turtles.silicon import fields as F
 
@@ -86,7 +89,10 @@ def survive_faults(guest: NestedGuest) -> None:
     v12[F.HOST_RSP], v12[F.HOST_IDTR_BASE], v12[F.HOST_GDTR_BASE] = STACK, IDT64, 0x500
 
 
-def test_a_hostile_l1() -> None:
+@pytest.mark.parametrize("mode", ["multidim", "shadow-on-shadow"])
+def test_a_hostile_l1(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rig, "mode", mode)
+    eptp12 = EPTP12 if mode == "multidim" else None
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -94,8 +100,13 @@ def test_a_hostile_l1() -> None:
     for _ in range(PROGRAMS):
         code = l1_program(rng)
         l2 = b"".join(rng.choice(L2_INSTRUCTIONS) for _ in range(20))
-        guest = NestedGuest(l2, code[-192:] + VMRESUME, l1=code + VMLAUNCH + DONE)
+        guest = NestedGuest(l2, code[-192:] + VMRESUME, l1=code + VMLAUNCH + DONE, eptp12=eptp12)
         survive_faults(guest)
+        if eptp12 is None:
+            guest.shadow_l2()
+            guest.put64(
+                SHADOW_PD + 8, rng.choice([rng.getrandbits(64), 0x33_0007, 0xD000_0007, SHADOW_PD | 7])
+            )
         for _ in range(rng.randrange(4)):
             guest.c.v[rng.randrange(8, 131)] = rng.choice([rng.getrandbits(64), 0, rng.getrandbits(12)])
         guest.put64(PD12 + 8, rng.choice([rng.getrandbits(64), 0x33_0007, 0xD000_0007, 6]))

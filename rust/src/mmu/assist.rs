@@ -168,7 +168,10 @@ impl Cpu {
     fn deny(&mut self, denial: Denial, kind: u64, width: u32, data: u64) -> Stop {
         if let Cause::PageFault(error) = denial.cause {
             self.assist(denial.gpa, kind, width, data);
-            return self.raise_pf(denial.gpa, error);
+            let fault = self.raise_pf(denial.gpa, error);
+            // The exit at once: a fault would end the instruction, and what is to be replayed with it.
+            let event = self.fault;
+            return self.check_exception(&event).unwrap_or(fault);
         }
         if self.replay_cursor as usize >= self.state.replay.len() {
             return Stop::Missing; // more accesses than can be replayed
