@@ -44,6 +44,20 @@ def test_l1_boots_to_init_and_virtual_time_repeats(images: ImageSet) -> None:
         assert (first.retired, first.digest) == (second.retired, second.digest)
 
 
+@pytest.mark.parametrize("mode", ["shadow-on-ept", "shadow-on-shadow"])
+def test_the_tower_without_ept_for_l1(images: ImageSet, mode: str) -> None:
+    """The same unmodified tower; L1's KVM shadows L2's page tables, and without EPT L0 shadows L1's."""
+    found = boot(replace(tower_options(images, "tower", "virtual", 1500), mmu=mode), "virtual")
+    with kept(f"debian-{mode}", found):
+        assert found.outcome.ending is Ending.POWER_OFF, found.outcome
+        assert [line for line in found.lines if any(word in line for word in COMPLAINTS)] == []
+        assert "L1: kvm_intel.ept=N" in found.lines
+        for line in ("L2| L2: dmesg is clean", "L1: dmesg is clean"):
+            assert line in found.lines
+        assert found.exits[2, "EXCEPTION_OR_NMI", "L1"] > 1000, "L2's page faults are L1's"
+        assert bool(found.exits[1, "EXCEPTION_OR_NMI", "L0"]) == (mode == "shadow-on-shadow")
+
+
 @pytest.mark.parametrize("variant", ["cuts", "engines"])
 def test_the_beginning_of_a_boot_in_lockstep(images: ImageSet, variant: str) -> None:
     options = replace(tower_options(images, "boot", "virtual", None), memory=256 << 20)
