@@ -60,7 +60,7 @@ def header(rig: Rig) -> str:
     offered = rig.model.features
     shown = [
         f
-        for f in ("ept", "vpid", "unrestricted_guest", "vmcs_shadowing", "apic_virtualization")
+        for f in ("ept", "vpid", "unrestricted_guest", "vmcs_shadowing", "apic_virtualization", "vid")
         if f in offered
     ]
     off = rig.options.tactics.off()
