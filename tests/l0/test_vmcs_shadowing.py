@@ -12,6 +12,7 @@ from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import encodings as E
 from turtles.silicon import fields as F
+from turtles.silicon import slots as S
 
 SHADOW, READS, WRITES = 0x33_0000, 0x33_1000, 0x33_2000
 VMREAD = b"\x0f\x78\xc3"  # vmread ebx, eax
@@ -120,3 +121,21 @@ def test_the_feature_is_offered_unless_withheld() -> None:
     without = NestedGuest(READ_RIP, REASON, tactics=tactics).machine
     assert not (without.l1_model.vmx_msr(secondary) or 0) >> 32 & C.SECONDARY_VMCS_SHADOWING
     assert without.shadows, "L0 uses it for L1 all the same"
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_the_operand_of_vmptrld_comes_with_the_exit_where_it_can_be_read(mapped: bool) -> None:
+    """Silicon's decode assist; without it L0 walks L1's page tables, and finds the fault."""
+    address = 0x800 if mapped else 0x1_4000_0000  # L1 maps 4 GiB
+    vmptrld = b"\x48\xb9" + address.to_bytes(8, "little") + b"\x0f\xc7\x31"  # mov rcx, address; vmptrld [rcx]
+    guest = Shadowed(READ_RIP, l1=vmptrld + field(0x55) + DONE)
+    guest.put64(0x800, SHADOW)
+    seen: list[int] = []
+    guest.machine.on_exit(ExitReason.VMPTRLD, level=1)(lambda vcpu: seen.append(vcpu.regs[S.ASSIST_DATA]))
+    if mapped:
+        assert guest.result() == 0x55
+        assert seen == [SHADOW]
+        assert guest.vcpu.current_shadow is not None
+    else:
+        guest.run()
+        assert guest.regs[S.CR2] == address

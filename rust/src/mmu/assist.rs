@@ -35,6 +35,8 @@ pub mod assist_kind {
     pub const MMIO_WRITE: u64 = 4;
     /// A write to a page that may be read only.
     pub const TRACKED_WRITE: u64 = 5;
+    /// VMCLEAR, VMPTRLD, VMXON: `assist_data` is the pointer that their memory operand holds.
+    pub const POINTER: u64 = 6;
 }
 
 /// Values of `state.assist_done`.

@@ -6,6 +6,7 @@ use iced_x86::{Code, OpKind};
 
 use crate::cpu::{Bits, Cpu};
 use crate::decode::Insn;
+use crate::mmu::assist_kind;
 use crate::state::{cr, gpr};
 use crate::stop::Exec;
 use crate::vmx::{Feature, reason};
@@ -45,8 +46,26 @@ pub(super) fn vmx(cpu: &mut Cpu, insn: &Insn) -> Exec {
         Code::Vmread_rm32_r32 | Code::Vmread_rm64_r64 => return vmread(cpu, insn),
         Code::Vmwrite_r32_rm32 | Code::Vmwrite_r64_rm64 => return vmwrite(cpu, insn),
         Code::Vmlaunch | Code::Vmresume | Code::Vmxoff => cpu.exit_always(reason),
+        Code::Vmclear_m64 | Code::Vmptrld_m64 | Code::Vmxon_m64 => {
+            let stop = cpu.exit_insn_memory(reason, insn);
+            assist_pointer(cpu, insn);
+            stop
+        }
         _ => cpu.exit_insn_memory(reason, insn),
     })
+}
+
+/// Decode assist for an instruction that exits with its operand in memory: the operand, if it can be had without a
+/// fault, an exit or anything else that would be seen.
+fn assist_pointer(cpu: &mut Cpu, insn: &Insn) {
+    let (exit, fault) = (cpu.exit, cpu.fault);
+    let operand =
+        cpu.mem(insn, 8, false).ok().filter(|linear| linear & 0xfff <= 0xff8 && cpu.fill_data(*linear, false));
+    // The TLB has an entry for the whole operand now: reading it cannot fail.
+    let pointer = operand.and_then(|linear| cpu.read::<u64>(linear).ok());
+    cpu.state.assist_kind = if pointer.is_some() { assist_kind::POINTER } else { assist_kind::NONE };
+    cpu.state.assist_data = pointer.unwrap_or(0);
+    (cpu.exit, cpu.fault) = (exit, fault);
 }
 
 /// VMREAD r/m, field: from the shadow VMCS where that is allowed.

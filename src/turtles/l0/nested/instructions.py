@@ -50,6 +50,7 @@ _GROUPS: Final = tuple(
     )
 )
 _WIDTH_64: Final = 1
+ASSIST_POINTER: Final = 6  # assist_kind: silicon has read the operand
 
 
 def written_bit(slot: int) -> int:
@@ -86,6 +87,9 @@ def permitted(vcpu: Vcpu) -> bool:
 
 def _pointer(vcpu: Vcpu) -> int:
     """The 64-bit memory operand: a physical address."""
+    regs = vcpu.regs
+    if regs[S.ASSIST_KIND] == ASSIST_POINTER:
+        return regs[S.ASSIST_DATA]
     v = vcpu.v
     linear = guest.operand_address(vcpu, v[F.EXIT_INSTRUCTION_INFO], 8, False)
     return int.from_bytes(guest.read(vcpu, linear, 8), "little")
