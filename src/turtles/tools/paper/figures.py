@@ -191,7 +191,7 @@ def cpuid_parts(a: Analysis) -> dict[str, tuple[float, float, float]]:
             if b := a.breakdown(configuration, level):
                 found[column] = (
                     b.below_ns / b.operations,
-                    (b.l0_ns + b.idle_ns) / b.operations,
+                    b.l0_ns / b.operations,
                     b.switch_ns / b.operations,
                 )
                 break
