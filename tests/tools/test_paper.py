@@ -17,7 +17,7 @@ from turtles.tools import marks
 from turtles.tools.marks import Mark, Span
 from turtles.tools.options import Failure
 from turtles.tools.paper import breakdown, command, page, plan, published, runs
-from turtles.tools.paper.analysis import Analysis
+from turtles.tools.paper.analysis import Analysis, clock_holds
 from turtles.tools.paper.command import PaperOptions
 from turtles.tools.paper.journal import Journal, version
 from turtles.tools.paper.plan import DEFAULT, NATIVE, NESTED, Configuration
@@ -131,6 +131,23 @@ def test_a_span_leaves_out_what_did_not_happen() -> None:
     rows = (Row(1, "IO", "L0", 5, 50), Row(1, "CPUID", "L0", 1, 9))
     begin, end = Mark(0, (0, 0, 0), (0, 0, 0), rows, 1, ""), Mark(9, (0, 1, 0), (0, 9, 0), rows, 1, "")
     assert marks.between(begin, end).exits == ()
+
+
+def test_clocks_by_what_leaves_the_machine() -> None:
+    def mark(ns: int, level: int, line: str) -> Mark:
+        return Mark(ns, (0, 0, 0), (0, 0, 0), (), level, line)
+
+    said = [
+        mark(1_000_000_000, 1, "BENCH clock 1 500000000"),
+        mark(2_000_000_000, 3, "BENCH clock 1 0"),
+        mark(22_000_000_000, 3, "BENCH clock 1 21000000000"),
+        mark(11_000_000_000, 1, "BENCH clock 1 10520000000"),
+    ]
+    third, first = runs.clocks("a", 4, said)
+    assert (first.level, first.pair, first.host_s) == (1, 4, 10.0)
+    assert first.guest_s == pytest.approx(10.02)
+    assert clock_holds(first) is False
+    assert (third.level, third.holds, clock_holds(third)) == (3, False, None)
 
 
 def test_shares_of_recorded_exits() -> None:

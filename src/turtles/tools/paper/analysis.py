@@ -6,7 +6,7 @@ Pure functions of the journal's records. Not here: measuring, what the paper pri
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,12 +14,13 @@ from turtles.l0.stats import Row
 from turtles.tools import bars
 from turtles.tools.bars import Bar
 from turtles.tools.marks import Span
-from turtles.tools.measure import Sample
+from turtles.tools.measure import ClockCheck, Sample
 from turtles.tools.paper.breakdown import Breakdown
 from turtles.tools.paper.journal import Record
 from turtles.tools.paper.plan import DEFAULT, NATIVE, NESTED, THIRD
 
 SINGLE_LIMIT_NS: Final = 3000.0
+DEEP_SHORTEST_S: Final = 600.0
 SHADOW_ON_EPT: Final = "shadow-on-ept"
 
 # The paper's names of exits, in its order, and the SDM's.
@@ -207,14 +208,17 @@ class Analysis:
         """Those there are records of, in order of appearance."""
         return list(dict.fromkeys(r["configuration"] for r in self.records))
 
-    def clocks(self) -> Sequence[tuple[str, float, float]]:
-        """Guests' clocks beside the host's: which, relative error, seconds."""
-        return [
-            (f"{c['program']} L{c['level']}", c["guest_s"] / c["host_s"] - 1, c["host_s"])
-            for r in self.records
-            for c in r["clocks"]
-            if c["level"] > 0
-        ]
+    def clocks(self) -> list[ClockCheck]:
+        """Guests' clocks beside the host's."""
+        return [ClockCheck(**c) for r in self.records for c in r["clocks"] if c["level"] > 0]
+
+
+def clock_holds(c: ClockCheck) -> bool | None:
+    """Whether a guest's clock is right; none where that cannot be told.
+
+    A line of a third level's console is on its way for tenths of a second.
+    """
+    return None if c.level > 2 and c.host_s < DEEP_SHORTEST_S else c.holds
 
 
 def _percent(ratio: float | None) -> float | None:

@@ -21,10 +21,10 @@ from turtles.guests.images import ImageSet
 from turtles.tools.bars import duration
 from turtles.tools.compare import images as obtain
 from turtles.tools.doctor import cpu_name
-from turtles.tools.measure import CLOCK_SHORTEST_S, CLOCK_TOLERANCE, result_directory
+from turtles.tools.measure import result_directory
 from turtles.tools.options import Failure
 from turtles.tools.paper import page, plan, runs
-from turtles.tools.paper.analysis import Analysis
+from turtles.tools.paper.analysis import Analysis, clock_holds
 from turtles.tools.paper.journal import Journal, Record, version
 from turtles.tools.paper.plan import Configuration
 from turtles.tools.progress import progress
@@ -185,7 +185,5 @@ def run(o: PaperOptions) -> int:
     show(a, failures, console)
     console.print(f"\nwritten: {', '.join(map(str, written))}", soft_wrap=True, highlight=False)
     console.print(f"journal: {journal_path}", soft_wrap=True, highlight=False)
-    wrong = any(
-        abs(error) > CLOCK_TOLERANCE for _, error, seconds in a.clocks() if seconds >= CLOCK_SHORTEST_S
-    )
+    wrong = any(clock_holds(c) is False for c in a.clocks())
     return 1 if failures or wrong else 0

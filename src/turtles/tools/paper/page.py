@@ -15,10 +15,9 @@ from typing import Any, Final
 from turtles.tools import bars, plots
 from turtles.tools.bars import Bar, duration
 from turtles.tools.html_parts import document, table
-from turtles.tools.measure import CLOCK_SHORTEST_S, CLOCK_TOLERANCE
 from turtles.tools.options import Failure
 from turtles.tools.paper import figures, published
-from turtles.tools.paper.analysis import REASONS, TABLE_2, Analysis
+from turtles.tools.paper.analysis import REASONS, TABLE_2, Analysis, clock_holds
 
 ROWS: Final = ("cpuid", "fault", "fork", "ctxsw", "build", "redis", "boot")
 MEANING: Final = {
@@ -149,13 +148,11 @@ def _cpuid(a: Analysis) -> str:
 
 
 def _clocks(a: Analysis) -> str:
-    rows = []
-    for who, error, seconds in a.clocks():
-        if seconds < CLOCK_SHORTEST_S:
-            verdict = "too short to tell"
-        else:
-            verdict = "within 0.1 %" if abs(error) <= CLOCK_TOLERANCE else "WRONG: its figures mean nothing"
-        rows.append([who, f"{error:+.4%}", seconds, verdict])
+    told = {None: "too short to tell", True: "within 0.1 %", False: "WRONG: its figures mean nothing"}
+    rows = [
+        [bars.label(c.program, c.level), f"{c.error:+.4%}", c.host_s, told[clock_holds(c)]]
+        for c in a.clocks()
+    ]
     return table(("guest", "error", "over s", ""), rows)
 
 

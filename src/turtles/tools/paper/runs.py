@@ -20,7 +20,17 @@ from turtles.guests.cache import cache_root
 from turtles.guests.images import ImageSet
 from turtles.tools import marks
 from turtles.tools.marks import Mark
-from turtles.tools.measure import BEGIN, RESULT, Reader, Results, Say, follow, turtles, turtles_guest
+from turtles.tools.measure import (
+    BEGIN,
+    RESULT,
+    ClockCheck,
+    Reader,
+    Results,
+    Say,
+    follow,
+    turtles,
+    turtles_guest,
+)
 from turtles.tools.options import Failure
 from turtles.tools.paper import breakdown
 from turtles.tools.paper.journal import Record
@@ -57,6 +67,26 @@ def spans(found: Iterable[Mark]) -> list[dict[str, Any]]:
                     **span.as_json(),
                 }
             )
+    return result
+
+
+def clocks(name: str, number: int, found: Iterable[Mark]) -> list[ClockCheck]:
+    """Each level's clock beside the host's, between the two lines that tell it.
+
+    The host's is taken where the line leaves the machine: what this program is late with does not count.
+    """
+    first: dict[int, tuple[float, int]] = {}
+    result = []
+    for mark in found:
+        match = RESULT.search(mark.line.strip())
+        if match is None or match[1] != "clock":
+            continue
+        told = float(match[3]), mark.ns
+        if mark.level not in first:
+            first[mark.level] = told
+            continue
+        guest, host = (b - a for a, b in zip(first[mark.level], told, strict=True))
+        result.append(ClockCheck(name, mark.level, number, guest / 1e9, host / 1e9))
     return result
 
 
@@ -126,7 +156,9 @@ def _guest(
         status = follow(command, reader, LIMIT_S)
         with contextlib.suppress(OSError):
             with log.open() as lines:
-                found = spans(marks.read(lines))
+                said = list(marks.read(lines))
+            found = spans(said)
+            results.clocks = clocks(c.name, number, said)
             shares = breakdown.of_file(trace, found) if c.traced else []
             with contextlib.suppress(ValueError):  # a run that broke off wrote none
                 figures = json.loads(stats.read_text())["run"]
