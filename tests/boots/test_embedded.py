@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from tests.boots.machine import Boot, boot, kept
+from turtles import compiled
 from turtles.l0.mmu.ept02 import Tactic
 from turtles.l0.outcome import Ending
+from turtles.silicon.slots import RETIRED
 from turtles.tools.demo import embedded_options
 
 
@@ -86,3 +91,21 @@ def test_virtual_time_repeats(depth: int) -> None:
         assert first.exits == second.exits
         assert first.serial == second.serial
         assert first.digest == second.digest
+
+
+@pytest.mark.skipif(bool(compiled.WHY_NOT), reason="L0 is not compiled: nothing to compare")
+def test_compiled_l0_and_python_do_the_same() -> None:
+    program = (
+        "from turtles.tools.demo import embedded_options; from turtles.tools.machine import Rig;"
+        "rig = Rig(embedded_options(1, 'virtual', None), lambda data: None); rig.run();"
+        "print(rig.core.digest(), rig.core.slots[RETIRED])"
+    ).replace("RETIRED", str(RETIRED))
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, compiled.SWITCH: form},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for form in ("python", "")
+    ]  # fmt: skip
+    assert digests[0] == digests[1]
