@@ -208,12 +208,15 @@ def test_plans() -> None:
 def test_a_page_of_everything(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra `bench`")
     journal = Journal(tmp_path / "j", "v")
-    a = Analysis(everything())
+    records = everything()
+    records[0]["options"] = json.dumps({"programs": ["build:8", "redis:1500"]})
+    a = Analysis(records)
     found = {**command.result(PaperOptions(), journal, "6.1", ["<L3> fell"])[0], **page.as_json(a)}
     files = page.write(json.loads(json.dumps(found)), a, tmp_path / "p.html")
     assert {f.suffix for f in files} == {".html", ".svg", ".png"} and len(files) == 15
     assert all(f.stat().st_size for f in files)
     text = files[0].read_text()
+    assert "<td>105</td><td>–</td><td>102 (-2.9 %)</td>" in text  # 10500 transactions in 100 s, in 103 s
     assert "href=" not in text.replace("xlink:href=", "") and "src=" not in text
     assert "&lt;L3&gt; fell" in text and "WRONG" in text and published.MARK in text
     out = io.StringIO()

@@ -5,6 +5,7 @@ Pure functions of the journal's records. Not here: measuring, what the paper pri
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from turtles.tools.marks import Span
 from turtles.tools.measure import ClockCheck, Sample
 from turtles.tools.paper.breakdown import Breakdown
 from turtles.tools.paper.journal import Record
-from turtles.tools.paper.plan import DEFAULT, NATIVE, NESTED, THIRD
+from turtles.tools.paper.plan import DEFAULT, KINDS, NATIVE, NESTED, THIRD
 
 SINGLE_LIMIT_NS: Final = 3000.0
 DEEP_SHORTEST_S: Final = 600.0
@@ -97,6 +98,15 @@ class Analysis:
     def cpuid(self, level: int) -> float | None:
         """One CPUID in a loop, in nanoseconds."""
         return next((t for c, n in CPUID_AT[level] if (t := self.ns(c, n, "cpuid")) is not None), None)
+
+    def transactions(self) -> int | None:
+        """In one run of the transaction server."""
+        for r in self.records:
+            for program in json.loads(r["options"]).get("programs", []):
+                name, _, number = program.partition(":")
+                if name == "redis":
+                    return KINDS * int(number)
+        return None
 
     def breakdown(self, configuration: str, level: int, row: str = "cpuid") -> Breakdown | None:
         """Of the run in the middle, of a traced configuration."""

@@ -22,6 +22,8 @@ PLAIN: Final = "multidim none"
 DRW_ONLY: Final = "multidim none,shadow-vmcs"
 THIRD: Final = "multidim L3"
 
+KINDS: Final = 7
+"""Of transactions, each as many times as `redis:N` says: those that the script `run` asks redis for."""
 ALL_ROWS: Final = ("cpuid", "fault", "fork", "ctxsw")
 STORM: Final = ("cpuid", "fault")
 
