@@ -217,6 +217,8 @@ void skip(void);                              /* moves RIP behind the instructio
 int controls(u64 field, u32 set, u32 clear);  /* 0 where the processor does not offer what is asked for */
 u64 identity_ept(int level);                  /* an EPT pointer, 1:1 in pages of 4 KiB (1), 2 MiB (2) or 1 GiB (3) */
 u64 *ept_entry(u64 eptp, u64 gpa, int level); /* splits on the way */
+static inline int offered(u32 bit)
+{ return (int)(rdmsr(0x48b) >> 32 & bit ? 1 : 0); } /* of the secondary controls */
 static inline void vmcall(void)
 { asm volatile("vmcall" ::: "memory"); }
 extern volatile u64 shared_[8];

@@ -42,6 +42,31 @@ static void addresses(u64 field, u32 bit, u64 address_field, u64 align)
         CHECK_AT(address_field << 12 | (u64)b, with(field, bit, address_field, 0x600000 | 1ull << b), CONTROLS);
     CHECK_AT(address_field, with(field, bit, address_field, 0x600000), X_VMCALL);
 }
+static void checks_ept(void)
+{
+    u64 eptp = identity_ept(2);
+    controls(SEC, 2, 0);
+    vmwrite(EPTP, eptp);
+    u64 cap = rdmsr(0x48c);
+    for (u64 t = 0; t < 8; t++)
+        TRY(EPTP, (eptp & ~7ull) | t,
+            t == 6 && cap >> 14 & 1  ? X_VMCALL
+            : t == 0 && cap >> 8 & 1 ? X_VMCALL
+                                     : CONTROLS);
+    for (u64 l = 0; l < 8; l++)
+        TRY(EPTP, (eptp & ~0x38ull) | l << 3, l == 3 ? X_VMCALL : CONTROLS);
+    TRY(EPTP, eptp | 0x40, cap >> 21 & 1 ? X_VMCALL : CONTROLS);
+    for (int b = 7; b < 12; b++)
+        TRY(EPTP, eptp | 1ull << b, CONTROLS);
+    for (int b = width(); b < 64; b++)
+        TRY(EPTP, eptp | 1ull << b, CONTROLS);
+    controls(SEC, 0, 2);
+    controls(SEC, 1 << 7, 0);
+    TRY(EPTP, eptp, CONTROLS);
+    vmwrite(SEC, 0);
+    controls(PRI, 0, 1u << 31);
+}
+
 TEST(checks_controls)
 {
     vmx_enable();
@@ -107,25 +132,8 @@ TEST(checks_controls)
     TRY(VPID, 5, X_VMCALL);
     vmwrite(SEC, 0);
     controls(PRI, 0, 1u << 31);
-    u64 eptp = identity_ept(2);
-    controls(SEC, 2, 0);
-    vmwrite(EPTP, eptp);
-    u64 cap = rdmsr(0x48c);
-    for (u64 t = 0; t < 8; t++)
-        TRY(EPTP, (eptp & ~7ull) | t,
-            t == 6 && cap >> 14 & 1  ? X_VMCALL
-            : t == 0 && cap >> 8 & 1 ? X_VMCALL
-                                     : CONTROLS);
-    for (u64 l = 0; l < 8; l++)
-        TRY(EPTP, (eptp & ~0x38ull) | l << 3, l == 3 ? X_VMCALL : CONTROLS);
-    TRY(EPTP, eptp | 0x40, cap >> 21 & 1 ? X_VMCALL : CONTROLS);
-    for (int b = 7; b < 12; b++)
-        TRY(EPTP, eptp | 1ull << b, CONTROLS);
-    for (int b = width(); b < 64; b++)
-        TRY(EPTP, eptp | 1ull << b, CONTROLS);
-    controls(SEC, 0, 2);
-    controls(SEC, 1 << 7, 0);
-    TRY(EPTP, eptp, CONTROLS);
+    if (offered(2))
+        checks_ept();
     vmwrite(SEC, 0);
     controls(PRI, 0, 1u << 31);
     /* NMI controls */

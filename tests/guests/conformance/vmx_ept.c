@@ -37,6 +37,8 @@ static u64 with_ept(int level, void (*f)(void), int ad)
 }
 TEST(ept)
 {
+    if (!offered(2))
+        return;
     vmx_enable();
     for (int level = 1; level <= 3; level++) {
         u64 eptp = with_ept(level == 3 ? 3 : 2, read_data, 0);
@@ -157,7 +159,7 @@ TEST(ept)
 }
 TEST(eptad)
 {
-    if (!(rdmsr(0x48c) >> 21 & 1))
+    if (!offered(2) || !(rdmsr(0x48c) >> 21 & 1))
         return;
     vmx_enable();
     for (int level = 1; level <= 3; level++) {

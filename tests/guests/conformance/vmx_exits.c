@@ -17,19 +17,19 @@ I(hlt, "hlt")
 I(invlpg, "invlpg 0x12345678")
 I(rdpmc, "rdpmc" ::"c"(0) : "rax", "rdx")
 I(rdtsc, "rdtsc" :: : "rax", "rdx")
-I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax") I(cr3s, "mov %%cr3, %%rax" :: : "rax")
-    I(cr8l, "xor %%eax, %%eax; mov %%rax, %%cr8" :: : "rax") I(cr8s, "mov %%cr8, %%rax" :: : "rax")
-        I(monitor, "monitor" ::"a"(table), "c"(0),
-          "d"(0)) I(mwait, "mwait" ::"a"(0), "c"(0)) I(pause, "pause") I(cpuid_, "cpuid" ::"a"(0), "c"(0) : "rbx",
-                                                                         "rdx") I(invd, "invd") I(wbinvd, "wbinvd")
-            I(xsetbv, "xsetbv" ::"c"(0), "a"(7),
-              "d"(0)) I(sgdt, "sgdt %0" : "=m"(table)) I(lgdt, "sgdt %0; lgdt %0" : "+m"(table))
-                I(sidt, "sidt %0" : "=m"(table)) I(lidt, "sidt %0; lidt %0" : "+m"(table))
-                    I(sldt, "sldt %%ax" :: : "rax") I(lldt, "lldt %%ax" ::"a"(0)) I(str, "str %%ax" :: : "rax") I(
-                        ltr, "movl $0x58, %%eax; ltr %%ax" :: : "rax") I(rdrand, "rdrand %%rax" :: : "rax")
-                        I(rdseed, "rdseed %%rax" :: : "rax") I(rdtscp, "rdtscp" :: : "rax", "rcx", "rdx")
-                            I(invpcid, "invpcid %0, %1" ::"m"(table), "r"(2ull)) I(
-                                movdr, "mov %%dr7, %%rcx" :: : "rcx") I(movdr2, "mov %%rcx, %%dr7" ::"c"(0x400ull))
+I(cr3l, "mov %%cr3, %%rax; mov %%rax, %%cr3" :: : "rax")
+I(cr3s, "mov %%cr3, %%rax" :: : "rax")
+I(cr8l, "xor %%eax, %%eax; mov %%rax, %%cr8" :: : "rax") I(cr8s, "mov %%cr8, %%rax" :: : "rax") I(
+    monitor, "monitor" ::"a"(table), "c"(0),
+    "d"(0)) I(mwait, "mwait" ::"a"(0), "c"(0)) I(pause, "pause") I(cpuid_, "cpuid" ::"a"(0), "c"(0) : "rbx", "rdx")
+    I(invd, "invd") I(wbinvd, "wbinvd") I(xsetbv, "xsetbv" ::"c"(0), "a"(7), "d"(0)) I(sgdt, "sgdt %0" : "=m"(table))
+        I(lgdt, "sgdt %0; lgdt %0" : "+m"(table)) I(sidt, "sidt %0" : "=m"(table)) I(lidt,
+                                                                                     "sidt %0; lidt %0" : "+m"(table))
+            I(sldt, "sldt %%ax" :: : "rax") I(lldt, "lldt %%ax" ::"a"(0)) I(str, "str %%ax" :: : "rax")
+                I(ltr, "movl $0x58, %%eax; ltr %%ax" :: : "rax") I(rdrand, "rdrand %%rax" :: : "rax")
+                    I(rdseed, "rdseed %%rax" :: : "rax") I(rdtscp, "rdtscp" :: : "rax", "rcx", "rdx")
+                        I(invpcid, "invpcid %0, %1" ::"m"(table), "r"(2ull)) I(movdr, "mov %%dr7, %%rcx" :: : "rcx")
+                            I(movdr2, "mov %%rcx, %%dr7" ::"c"(0x400ull))
                                 I(getsec, "xor %%eax, %%eax; .byte 0x0f, 0x37" :: : "rax",
                                   "rbx") I(vmmcall,
                                            ".byte 0x0f, 1, 0xd9") I(rdpid, ".byte 0xf3, 0x0f, 0xc7, 0xf8" :: : "rax")
@@ -97,10 +97,12 @@ TEST(insns)
     intercept("rdrand", i_rdrand, SEC, 1 << 11, X_RDRAND, 0, 0x1000, 0x1878);
     intercept("rdseed", i_rdseed, SEC, 1 << 16, X_RDSEED, 0, 0x1000, 0x1878);
     intercept("rdtscp", i_rdtscp, PRI, 1 << 12, X_RDTSCP, 0, 0, 0);
-    intercept("invpcid", i_invpcid, PRI, 1 << 9, X_INVPCID, (u64)table - 0 * 1, 0, 0);
+    if (offered(1 << 12))
+        intercept("invpcid", i_invpcid, PRI, 1 << 9, X_INVPCID, (u64)table - 0 * 1, 0, 0);
     intercept("mov dr", i_movdr, PRI, 1 << 23, X_DR, 0x117, 0, 0);
     intercept("mov dr", i_movdr2, PRI, 1 << 23, X_DR, 0x107, 0, 0);
-    intercept("invept", i_invept_, PRI, 0, X_INVEPT, (u64)table, 0x20, 0);
+    if (offered(2))
+        intercept("invept", i_invept_, PRI, 0, X_INVEPT, (u64)table, 0x20, 0);
     intercept("vmxoff", i_vmxoff_, PRI, 0, 26, 0, 0, 0);
     intercept("vmread", i_vmread_, PRI, 0, 23, 0, 1 << 3 | 1 << 10 | 0ull << 28, 0xf0000478);
     intercept("wrmsr", i_pushes, PRI, 0, X_WRMSR, 0, 0, 0);

@@ -10,6 +10,8 @@ static void just_call(void)
 { vmcall(); }
 TEST(invalidations)
 {
+    if (!offered(2) || !offered(1 << 5))
+        return;
     vmx_enable();
     fresh(just_call);
     u64 cap = rdmsr(0x48c), eptp = identity_ept(2);
@@ -77,6 +79,8 @@ static void x2tpr(void)
 }
 TEST(virtual_apic)
 {
+    if (!offered(2))
+        return;
     if (rdmsr(0x1b) & 0x400) {
         wrmsr(0x1b, rdmsr(0x1b) & ~0xc00ull);
         wrmsr(0x1b, rdmsr(0x1b) | 0x800);

@@ -186,6 +186,8 @@ def _write_efer(vcpu: Vcpu, value: int) -> bool:
     if cr0 & X.CR0_PG and (value ^ vcpu.efer()) & X.EFER_LME:
         return False
     regs[S.EFER] = value & ~X.EFER_LMA | regs[S.EFER] & X.EFER_LMA
+    if vcpu.level == 2:
+        v[F.GUEST_EFER] = regs[S.EFER]  # vmcs02 may load it at the next entry
     if vcpu.level == 1:
         vcpu.lme = value & X.EFER_LME
     if vcpu.shadow is not None:
