@@ -74,8 +74,10 @@ impl Cpu {
         };
         if new != old {
             self.write_shadow(&shadow, at, new);
-            let written = shadow.get(header::WRITTEN) | 1 << field.group as u8;
-            self.write_shadow(&shadow, header::WRITTEN, written);
+            let (written, group) = (shadow.get(header::WRITTEN), 1 << field.group as u8);
+            if written & group == 0 {
+                self.write_shadow(&shadow, header::WRITTEN, written | group);
+            }
         }
         self.vm_succeed();
         Ok(())
