@@ -65,9 +65,8 @@ class Vcpu:
 
         # Where it runs: L1 through vmcs01, or L2 through the vmcs02 of `current12`.
         self.shadow = machine.shadow
-        self.cr3 = (
-            0  # L1's, where vmcs01 has another (shadow-on-shadow), and EFER.LME of an L1 without paging
-        )
+        # L1's CR3, where vmcs01 has another (shadow-on-shadow), and EFER.LME of an L1 without paging.
+        self.cr3 = 0
         self.lme = 0
         if self.shadow is not None:
             self.v01[F.CR0_MASK] |= shadow_on_shadow.CR0_OWNED
