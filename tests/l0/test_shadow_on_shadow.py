@@ -6,8 +6,10 @@ import pytest
 
 from tests.l0.guest import DONE, Guest, load, mov, mov_from_cr, mov_to_cr, store
 from tests.l0.helpers import Rig
-from tests.l0.nested_guest import L1_BASE, SHADOW_PD, SHADOW_PDPT, NestedGuest
+from tests.l0.nested_guest import L1_BASE, SHADOW_PD, SHADOW_PDPT, NestedGuest, skip_and_resume
 from turtles.l0.outcome import Ending, GuestStop
+from turtles.l0.stats import REFLECTED
+from turtles.l0.tactics import ALL, Tactics
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import ExitReason, Memory
 from turtles.silicon import controls as C
@@ -116,8 +118,8 @@ def report(encoding: int) -> bytes:
     return mov(0, encoding) + b"\x0f\x78\xc3\x89\xd8" + DONE  # vmread rbx, rax; mov eax, ebx
 
 
-def nested(l2: bytes, handler: bytes) -> NestedGuest:
-    guest = NestedGuest(l2, handler, eptp12=None)
+def nested(l2: bytes, handler: bytes, tactics: Tactics = ALL) -> NestedGuest:
+    guest = NestedGuest(l2, handler, eptp12=None, tactics=tactics)
     guest.shadow_l2()
     return guest
 
@@ -127,6 +129,14 @@ def test_l2_runs_on_the_fold_of_l1s_shadow_table() -> None:
     assert guest.result() == 0x5151
     assert guest.machine.l1.load64(L1_BASE + 0x1_0000) & 0xFFFF_FFFF == 0x5151
     assert guest.machine.l1.load64(SHADOW_PD) & 0x60 == 0x60
+
+
+@pytest.mark.parametrize("tactics", [ALL, Tactics.none()])
+def test_l2_goes_on_after_each_exit(tactics: Tactics) -> None:
+    loop = mov(1, 100) + b"\x0f\xa2" + mov(1, 0x77) + b"\x89\xc8" + DONE  # cpuid; mov eax, ecx
+    guest = nested((b"\x0f\xa2" * 20) + loop, skip_and_resume(2), tactics)
+    assert guest.result() == 0x77
+    assert guest.vcpu.stats.counts[2][ExitReason.CPUID + REFLECTED] == 21
 
 
 def test_l1_finds_the_cr3_that_it_gave_l2() -> None:

@@ -155,7 +155,7 @@ class ShadowOnShadow:
 
     def enter_l2(self, vcpu: Vcpu, c: Vmcs12) -> bool:
         """vmcs02 holds the guest state of vmcs12; false where CR3 is none that a processor takes."""
-        c.cr3 = c.v02[F.GUEST_CR3]
+        c.cr3 = c.v[F.GUEST_CR3]
         if c.cr3 >> self._physical_bits:
             return False
         if not c.v02[F.GUEST_CR4] & X.CR4_PAE:

@@ -159,4 +159,4 @@ def _load_pdptes(vcpu: Vcpu, c: Vmcs12) -> bool:
     pae = v02[F.GUEST_CR4] & X.CR4_PAE and v02[F.GUEST_CR0] & X.CR0_PG
     if not pae or v02[F.ENTRY_CONTROLS] & C.ENTRY_IA32E:
         return True
-    return vcpu.load_pdptes(v02, v02[F.GUEST_CR3])
+    return vcpu.load_pdptes(v02, c.v[F.GUEST_CR3])
