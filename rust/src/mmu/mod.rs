@@ -19,6 +19,7 @@ mod walk;
 mod watch;
 
 pub use assist::{AccessKind, assist_kind};
+pub use epochs::EPOCH_SPARE;
 pub use invalidate::Invalidation;
 pub use space::Mmu;
 pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};

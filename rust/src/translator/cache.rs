@@ -125,8 +125,6 @@ pub struct Translator {
     pub helped_by: Vec<u64>,
     /// What it has done.
     pub statistics: Statistics,
-    /// Variant of the fragments that run.
-    pub variant: u8,
     /// Position in the memory's log of written code.
     pub seen: u64,
     /// What is executed next does not group its accesses to the stack.
@@ -186,7 +184,6 @@ impl Translator {
             warm: WARM,
             helped_by: vec![0; 4096],
             statistics: Statistics::default(),
-            variant: 0,
             seen: 0,
             plain: false,
         })

@@ -8,7 +8,7 @@ use crate::mmu::TlbEntry;
 use crate::state::flag;
 
 /// Entries of the table of branch targets.
-pub const TARGETS: usize = 16384;
+pub const TARGETS: usize = 65536;
 
 /// Odd, and random enough.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;

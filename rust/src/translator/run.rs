@@ -11,6 +11,7 @@ use super::variant;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::CodeMemoryError;
+use crate::mmu::EPOCH_SPARE;
 use crate::state::{cr, flag};
 use crate::stop::{Exec, Stop};
 use crate::vmx::bits::primary;
@@ -85,7 +86,7 @@ impl Cpu {
     }
 
     /// Tells translated code what depends on CPL, the address space and the controls.
-    fn set_space(&mut self, linear: u64) {
+    fn set_space(&mut self, linear: u64, variant: u8) {
         let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW | u32::from(self.ctl.virtual_interrupt);
@@ -94,7 +95,9 @@ impl Cpu {
         self.set_crossing();
         let supervisor = self.mode.cpl == 0;
         let hot = self.state.hot();
-        hot.set_epochs(epochs);
+        // The same code is another fragment where vector instructions may run natively.
+        let vector = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
+        hot.set_epochs(epochs.map(|epoch| epoch | vector));
         hot.keep_slots(stamp);
         hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
@@ -152,18 +155,13 @@ impl Cpu {
 
     fn enter_fragment(&mut self, number: u32, variant: u8, linear: u64) -> Option<Exec> {
         let translator = self.translator.as_mut()?;
-        if (translator.variant ^ variant) & (variant::SSE | variant::AVX) != 0 {
-            // Targets are remembered by address space and privilege only.
-            self.state.hot().forget_targets();
-        }
-        translator.variant = variant;
         translator.statistics.entries += 1;
         let fragment = &translator.fragments[number as usize];
         let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
         let enter = translator.shared(translator.glue.enter);
         let budget = self.budget() as i64;
         self.note_code(linear);
-        self.set_space(linear);
+        self.set_space(linear, variant);
         let cpu = &raw mut *self;
         let hot = self.state.hot();
         (hot.budget, hot.resume, hot.cpu) = (budget, entry, cpu);
@@ -292,11 +290,7 @@ impl Cpu {
         let left = self.stop_at.wrapping_sub(self.state.retired) as i64;
         self.state.hot().budget = left;
         let variant = self.variant();
-        let vector = variant::SSE | variant::AVX;
-        let Some(translator) = &mut self.translator else { return false };
-        let same = (variant ^ std::mem::replace(&mut translator.variant, variant)) & vector == 0;
         if left <= 0
-            || !same
             || !self.mode_is_translated()
             || self.state.pending_debug != 0
             || self.memory.code_log().position() != seen
@@ -306,7 +300,7 @@ impl Cpu {
             return false;
         }
         let (rip, flags) = (self.state.rip, self.state.rflags);
-        self.set_space(rip);
+        self.set_space(rip, variant);
         let hot = self.state.hot();
         let Some(code) = hot.target_of(rip) else { return false };
         // RF holds instruction breakpoints back for one instruction. There are none (`iterations_flagged`), and a fault
