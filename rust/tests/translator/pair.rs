@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use silicon::mmu::Invalidation;
-use silicon::state::{Segment, cr, flag, seg};
+use silicon::state::{Segment, State, cr, flag, seg};
 use silicon::vmx::bits::{primary, secondary};
 
 use crate::guest::{FINE, Guest, Outcome};
@@ -46,7 +46,8 @@ pub fn load(guest: &mut Guest, p: &Program, cpl: u64) {
     }
     s.seg[seg::FS].base = p.fs;
     s.seg[seg::GS].base = p.gs;
-    (s.cr2, s.pending_debug) = (0, 0);
+    // What the last program's exit left is not cleared without a VM entry.
+    (s.cr2, s.pending_debug, s.assist_kind) = (0, 0, 0);
     (s.fcw, s.fsw, s.ftw, s.fop, s.fip, s.fdp) = (0x37f, 0, 0xffff, 0, 0, 0);
     s.st = Default::default();
     s.retired = 0;
@@ -151,7 +152,14 @@ impl Pair {
         one("mxcsr", i.mxcsr, t.mxcsr);
         one("cr2", i.cr2, t.cr2);
         if wrong.is_empty() && i != t {
-            wrong += "  some other part of the state\n";
+            let slots = |s: &State| {
+                // SAFETY: the state is made of 64-bit slots only.
+                unsafe { std::slice::from_raw_parts((&raw const *s).cast::<u64>(), State::SLOTS).to_vec() }
+            };
+            let (i, t) = (slots(&i), slots(&t));
+            for n in (0..State::SLOTS).filter(|&n| i[n] != t[n]) {
+                wrong += &format!("  slot {n} of the state: {:x}, the interpreter {:x}\n", t[n], i[n]);
+            }
         }
         let (a, b) = (bytes(&self.interpreter), bytes(&self.translator));
         if let Some(n) = (0..a.len()).find(|&n| a[n] != b[n]) {
