@@ -21,6 +21,7 @@ from turtles.tools.paper.journal import Record
 from turtles.tools.paper.plan import DEFAULT, KINDS, NATIVE, NESTED, THIRD
 
 SINGLE_LIMIT_NS: Final = 3000.0
+SHORTEST_S: Final = {1: 5.0, 2: 30.0}
 DEEP_SHORTEST_S: Final = 600.0
 SHADOW_ON_EPT: Final = "shadow-on-ept"
 
@@ -226,9 +227,9 @@ class Analysis:
 def clock_holds(c: ClockCheck) -> bool | None:
     """Whether a guest's clock is right; none where that cannot be told.
 
-    A line of a third level's console is on its way for tenths of a second.
+    A line of L2's console is on its way for hundredths of a second, one of L3's for tenths.
     """
-    return None if c.level > 2 and c.host_s < DEEP_SHORTEST_S else c.holds
+    return c.holds if c.host_s >= SHORTEST_S.get(c.level, DEEP_SHORTEST_S) else None
 
 
 def _percent(ratio: float | None) -> float | None:
