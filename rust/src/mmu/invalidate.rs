@@ -61,8 +61,12 @@ impl Cpu {
     /// Drops cached translations of this core.
     pub fn invalidate(&mut self, what: Invalidation) {
         let base = self.memory.base() as u64;
+        self.drop_cached(what, base);
+        self.mmu.drop_given_out(&what);
+    }
+
+    fn drop_cached(&mut self, what: Invalidation, base: u64) {
         let mmu = &mut self.mmu;
-        mmu.stamp += 1;
         if let Invalidation::Ept { eptp } = what {
             mmu.ept.invalidate(eptp.map(|e| e & super::ADDRESS_MASK));
         } else if what == Invalidation::Everything {

@@ -21,7 +21,7 @@ mod watch;
 pub use assist::{AccessKind, assist_kind};
 pub use epochs::EPOCH_SPARE;
 pub use invalidate::Invalidation;
-pub use space::Mmu;
+pub use space::{Mmu, Stamps};
 pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};
 pub use walk::pdpte_valid;
 

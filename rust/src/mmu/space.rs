@@ -2,9 +2,10 @@
 //!
 //! Selecting a space never flushes; what the SDM flushes is in `invalidate`.
 
+use super::Invalidation;
 use super::epochs::Group;
 use super::ept::EptCache;
-use super::tlb::{Context, Key, NOTHING, TlbEntry, View, slot};
+use super::tlb::{Context, Key, NOTHING, SupervisorPages, TlbEntry, View, slot};
 use super::watch::Watch;
 use crate::cpu::Cpu;
 use crate::state::cr;
@@ -12,6 +13,15 @@ use crate::vmx::capabilities::ept_vpid;
 
 /// Address spaces kept at most; the least recently used one makes room.
 const CONTEXTS: usize = 64;
+
+/// See [`Cpu::translation_stamps`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stamps {
+    /// Of accesses at CPL 3.
+    pub user: u64,
+    /// Of accesses at CPL 0.
+    pub supervisor: u64,
+}
 
 /// Address spaces and their TLBs. The three pointers come first and in this order: translated code loads them.
 #[repr(C)]
@@ -37,8 +47,10 @@ pub struct Mmu {
     /// The context in force.
     pub(super) current: usize,
     clock: u64,
-    /// Moves when another space is selected, or a translation is dropped or loses a right.
-    pub(super) stamp: u64,
+    /// See [`Cpu::translation_stamps`].
+    stamps: Stamps,
+    /// What the translations are that supervisor accesses may have been given out under the present stamp.
+    supervisor: SupervisorPages,
     /// Address spaces that share global translations.
     pub(super) groups: Vec<Group>,
     /// Last number given out by [`Cpu::code_epochs`].
@@ -68,7 +80,8 @@ impl Default for Mmu {
             keys: Vec::new(),
             current: 0,
             clock: 0,
-            stamp: 0,
+            stamps: Stamps::default(),
+            supervisor: SupervisorPages::default(),
             groups: Vec::new(),
             last_epoch: 0,
             ept: EptCache::default(),
@@ -113,7 +126,6 @@ impl Mmu {
         } else {
             let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used).map_or(0, |(i, _)| i);
             self.contexts[oldest].flush(false);
-            self.stamp += 1;
             self.contexts[oldest].key = key;
             self.keys[oldest] = key;
             self.current = oldest;
@@ -121,7 +133,37 @@ impl Mmu {
             self.tidy_groups();
         }
         self.contexts[self.current].used = self.clock;
-        self.stamp += u64::from(self.current != before);
+        if self.current != before {
+            self.stamps.user += 1;
+            let pages = self.contexts[self.current].supervisor;
+            if self.supervisor.all_global() && self.keys[before].shares_globals(&key) {
+                self.supervisor.add(&pages);
+            } else {
+                self.stamps.supervisor += 1;
+                self.supervisor = pages;
+            }
+        }
+    }
+
+    /// A supervisor access was given a translation that stays when its privilege is all that is asked for.
+    #[inline]
+    pub(super) fn note_supervisor(&mut self, linear: u64, global: bool) {
+        self.supervisor.note(linear, global);
+        self.contexts[self.current].supervisor.note(linear, global);
+    }
+
+    /// `what` is about to be dropped.
+    pub(super) fn drop_given_out(&mut self, what: &Invalidation) {
+        self.stamps.user += 1;
+        let stays = match *what {
+            Invalidation::Pcid { .. } | Invalidation::VpidRetainingGlobals { .. } => self.supervisor.all_global(),
+            Invalidation::Address { linear, .. } => !self.supervisor.reach(linear),
+            _ => false,
+        };
+        if !stays {
+            self.stamps.supervisor += 1;
+            self.supervisor = self.contexts.get(self.current).map_or_else(Default::default, |c| c.supervisor);
+        }
     }
 
     /// Points the three arrays at the current context.
@@ -166,19 +208,20 @@ impl Cpu {
         (user, own, View::User as u16 ^ kernel as u16)
     }
 
-    /// A number that stays the same while every translation that the TLB gave out for explicit data accesses
-    /// holds, at one privilege.
+    /// Numbers that stay the same while every translation that the TLB gave out for explicit data accesses holds.
+    /// That of supervisor accesses (with SMAP: those that it checks) survives a switch to another address space that
+    /// shares the global translations, where no other was given out, and the loss of addresses far from all of them.
     #[inline]
     #[must_use]
-    pub fn translation_stamp(&self) -> u64 {
-        self.mmu.stamp
+    pub fn translation_stamps(&self) -> Stamps {
+        self.mmu.stamps
     }
 
     /// At VM entry, when `ctl` and the guest state are loaded: selects the address space. With VPID disabled
     /// a VM transition flushes linear and combined mappings of VPID 0 (SDM 29.4.3.1).
     pub fn mmu_enter(&mut self) {
         if self.ctl.vpid == 0 {
-            self.invalidate(super::Invalidation::Vpid { vpid: 0 });
+            self.invalidate(Invalidation::Vpid { vpid: 0 });
         }
         let capability = self.model.vmx.ept_vpid;
         self.mmu.ept.support = super::ept::Support {

@@ -106,10 +106,56 @@ pub struct Key {
 }
 
 impl Key {
+    /// The two differ in their PCID at most: global translations of one are good for the other (SDM 4.10.2.4).
+    #[must_use]
+    pub fn shares_globals(&self, other: &Self) -> bool {
+        Self { pcid: 0, ..*self } == Self { pcid: 0, ..*other }
+    }
+
     /// EP4TA: what INVEPT names.
     #[must_use]
     pub fn ep4ta(&self) -> u64 {
         self.eptp & super::ADDRESS_MASK
+    }
+}
+
+/// What is known of all translations for supervisor accesses together, in few bits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SupervisorPages {
+    /// One of them is not global.
+    not_global: bool,
+    /// The regions of 512 GiB that they lie in.
+    regions: [u64; 8],
+}
+
+impl SupervisorPages {
+    #[inline]
+    pub fn note(&mut self, linear: u64, global: bool) {
+        let region = (linear >> 39) as usize & 511;
+        self.regions[region / 64] |= 1 << (region % 64);
+        self.not_global |= !global;
+    }
+
+    /// Those of `other`, too.
+    pub fn add(&mut self, other: &Self) {
+        self.not_global |= other.not_global;
+        self.regions.iter_mut().zip(other.regions).for_each(|(region, other)| *region |= other);
+    }
+
+    /// What is not global was dropped.
+    pub fn forget_not_global(&mut self) {
+        self.not_global = false;
+    }
+
+    /// A switch to another PCID changes none of them.
+    pub fn all_global(&self) -> bool {
+        !self.not_global
+    }
+
+    /// One of them may be in the same large page as `linear`.
+    pub fn reach(&self, linear: u64) -> bool {
+        let region = (linear >> 39) as usize & 511;
+        self.regions[region / 64] >> (region % 64) & 1 != 0
     }
 }
 
@@ -172,6 +218,8 @@ pub struct Context {
     pub(super) code_pages: CodePages,
     /// Number of its group in `Mmu::groups`.
     pub(super) group: usize,
+    /// What supervisor accesses got that the view behind implicit accesses serves.
+    pub supervisor: SupervisorPages,
     /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
     large: [u64; 16],
 }
@@ -201,6 +249,7 @@ impl Context {
             by_host: ByHost::new(),
             listed: [0; BITMAP],
             global: [0; BITMAP],
+            supervisor: SupervisorPages::default(),
             large: [0; 16],
             upper: Box::new([Upper { region: 0, generation: 0, address: 0, rights: Rights::default() }; UPPER]),
             generation: 1,
@@ -283,7 +332,9 @@ impl Context {
         }
         if kept.is_empty() {
             self.large = [0; 16];
+            self.supervisor = SupervisorPages::default();
         }
+        self.supervisor.forget_not_global();
         self.filled = kept;
     }
 

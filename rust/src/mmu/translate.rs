@@ -89,6 +89,9 @@ impl Cpu {
         let host = self.memory.ptr(hit.host_page) as u64;
         let current = self.mmu.current;
         self.mmu.contexts[current].fill(view, page, host, allow, leaf.global, leaf.large);
+        if view == self.mmu.implicit_view {
+            self.mmu.note_supervisor(linear, leaf.global);
+        }
         Ok(Target::Ram(pa))
     }
 

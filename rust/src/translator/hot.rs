@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::crossing::Side;
 use crate::cpu::Cpu;
-use crate::mmu::TlbEntry;
+use crate::mmu::{Stamps, TlbEntry};
 use crate::state::flag;
 
 /// Entries of the table of branch targets.
@@ -23,6 +23,11 @@ pub const NOTED: usize = 255;
 #[must_use]
 pub fn slot_part(written: bool, supervisor: bool) -> usize {
     (usize::from(written) * 2 + usize::from(supervisor)) * SLOTS
+}
+
+/// The part of slot `number` is one of supervisor accesses.
+fn is_supervisor(number: usize) -> bool {
+    number / SLOTS % 2 == 1
 }
 
 /// Instructions whose place in line is taken by the helper, by what they need.
@@ -109,7 +114,7 @@ pub struct Hot {
     /// The processor.
     pub cpu: *mut Cpu,
     /// The state of the MMU for which `slots` and the stacks hold.
-    pub slots_stamp: u64,
+    pub slots_stamps: Stamps,
     slots_secret: u64,
     /// The stack at the other privilege: as `stack_page` and `stack_delta`.
     pub other_stack: [u64; 2],
@@ -160,33 +165,53 @@ impl Hot {
 
     /// Forgets the remembered pages unless the MMU is as it was.
     #[inline]
-    pub fn keep_slots(&mut self, stamp: u64) {
-        if self.slots_stamp != stamp {
-            self.forget_slots(stamp);
+    pub fn keep_slots(&mut self, stamps: Stamps) {
+        if self.slots_stamps != stamps {
+            let old = std::mem::replace(&mut self.slots_stamps, stamps);
+            self.forget_slots(old.user != stamps.user, old.supervisor != stamps.supervisor);
         }
     }
 
     /// The tag of an empty slot is not canonical and not to be guessed; who met it all the same would reach a
     /// page of nobody.
-    fn forget_slots(&mut self, stamp: u64) {
-        self.slots_stamp = stamp;
+    fn forget_slots(&mut self, user: bool, supervisor: bool) {
         self.slots_secret = self.slots_secret.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         let tag = 1 << 63 | self.slots_secret >> 2 & !0xfff;
         let nobody = (&raw const self.dummy) as u64;
-        match self.noted.get(..self.noted_count as usize) {
-            Some(noted) if noted.len() < NOTED => {
-                for &offset in noted {
-                    if let Some(slot) = self.slots.get_mut(usize::from(offset) / 16) {
+        let goes = |of_supervisor: bool| if of_supervisor { supervisor } else { user };
+        // What is noted and stays is noted again, from the front.
+        let mut kept = 0;
+        let noted = self.noted_count as usize;
+        if noted < NOTED {
+            for n in 0..noted {
+                let offset = self.noted[n];
+                let number = usize::from(offset) / 16;
+                if goes(is_supervisor(number)) {
+                    if let Some(slot) = self.slots.get_mut(number) {
                         *slot = [tag, nobody];
                     }
+                } else {
+                    self.noted[kept] = offset;
+                    kept += 1;
                 }
             }
-            _ => self.slots = [[tag, nobody]; 4 * SLOTS],
+        } else {
+            for (part, slots) in self.slots.chunks_exact_mut(SLOTS).enumerate() {
+                if goes(is_supervisor(part * SLOTS)) {
+                    slots.fill([tag, nobody]);
+                }
+            }
+            // Nothing is known of what stays.
+            kept = if user && supervisor { 0 } else { NOTED };
         }
-        self.noted_count = 0;
+        self.noted_count = kept as u64;
         let no_stack = [tag, nobody.wrapping_sub(tag)];
-        [self.stack_page, self.stack_delta] = no_stack;
-        self.other_stack = no_stack;
+        if goes(self.supervisor_stack) {
+            [self.stack_page, self.stack_delta] = no_stack;
+        }
+        if goes(!self.supervisor_stack) {
+            self.other_stack = no_stack;
+        }
     }
 
     /// The stack is from now on that of CPL 0, or of CPL 3.
@@ -209,7 +234,7 @@ impl Hot {
         self.no_direction_mask = !flag::DF;
         self.slots_secret = RandomState::new().hash_one(0u8);
         self.noted_count = NOTED as u64;
-        self.forget_slots(!0);
+        self.forget_slots(true, true);
         self.forget_targets();
     }
 

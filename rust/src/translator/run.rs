@@ -90,7 +90,7 @@ impl Cpu {
         let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW | u32::from(self.ctl.virtual_interrupt);
-        let stamp = self.translation_stamp();
+        let stamps = self.translation_stamps();
         self.set_controls();
         self.set_crossing();
         let supervisor = self.mode.cpl == 0;
@@ -98,7 +98,7 @@ impl Cpu {
         // The same code is another fragment where vector instructions may run natively.
         let vector = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
         hot.set_epochs(epochs.map(|epoch| epoch | vector));
-        hot.keep_slots(stamp);
+        hot.keep_slots(stamps);
         hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
         (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
@@ -256,15 +256,15 @@ impl Cpu {
                 if site.resume.is_null() {
                     return self.goes_elsewhere(seen);
                 }
-                let stamp = self.translation_stamp();
+                let stamps = self.translation_stamps();
                 // A group of stack accesses may go on behind this instruction: its page must still hold.
                 let goes_on = left >= rest as i64
                     && self.state.pending_debug == 0
                     && !self.boundary
                     && self.memory.code_log().position() == seen
-                    && self.state.hot().slots_stamp == stamp;
+                    && self.state.hot().slots_stamps == stamps;
                 let hot = self.state.hot();
-                hot.keep_slots(stamp);
+                hot.keep_slots(stamps);
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };
                 hot.resume = site.resume;
                 goes_on

@@ -216,3 +216,43 @@ fn more_address_spaces_than_are_kept() {
         }
     }
 }
+
+/// Which stamps of translations given out `f` leaves as they are: users', supervisors'.
+fn stay(m: &mut Machine, f: impl FnOnce(&mut Machine)) -> (bool, bool) {
+    let before = m.cpu.translation_stamps();
+    f(m);
+    let after = m.cpu.translation_stamps();
+    (before.user == after.user, before.supervisor == after.supervisor)
+}
+
+#[test]
+fn what_was_given_out_survives_where_it_is_global() {
+    let mut m = machine();
+    m.map(0x1000, OLD | P | W | G, 1);
+    m.map(0x2000, OLD | P | W, 1);
+    m.read(0x1000).unwrap();
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 1, true)), (false, true), "another PCID");
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, false)), (false, true), "its other translations are dropped");
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, true)), (true, true), "nothing changes");
+    m.read(0x2000).unwrap();
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 1, true)), (false, false), "one is not global");
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, true)), (false, true), "PCID 1 has none");
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, false)), (false, false), "but PCID 2 has");
+    assert_eq!(stay(&mut m, |m| mov_cr3(m, 1, true)), (false, true), "until they are dropped");
+    assert_eq!(stay(&mut m, |m| m.cpu.invpcid(2, 0, 0).unwrap()), (false, false), "all contexts, globals too");
+    let other_rights = |m: &mut Machine| {
+        m.cpu.state.cr0 ^= cr::CR0_WP;
+        m.cpu.mmu_cr_written(0, m.cpu.state.cr0 ^ cr::CR0_WP, false);
+    };
+    assert_eq!(stay(&mut m, other_rights), (false, false));
+}
+
+#[test]
+fn what_was_given_out_survives_the_loss_of_far_addresses() {
+    let mut m = machine();
+    m.map(0x1000, OLD | P | W | G, 1);
+    m.read(0x1000).unwrap();
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(1 << 40)), (false, true));
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (false, false));
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (false, false), "the translation is cached still");
+}
