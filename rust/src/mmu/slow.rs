@@ -298,7 +298,7 @@ impl Cpu {
         let (fault, exit) = (self.fault, self.exit);
         let assist =
             (self.state.assist_kind, self.state.assist_address, self.state.assist_width, self.state.assist_data);
-        if self.translate(linear, kind, self.mmu.data_view).is_err() {
+        if !matches!(self.translate(linear, kind, self.mmu.data_view), Ok(Target::Ram(_))) {
             (self.fault, self.exit) = (fault, exit);
             let s = &mut *self.state;
             (s.assist_kind, s.assist_address, s.assist_width, s.assist_data) = assist;
