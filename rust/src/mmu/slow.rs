@@ -300,9 +300,9 @@ impl Cpu {
             (self.state.assist_kind, self.state.assist_address, self.state.assist_width, self.state.assist_data);
         if !matches!(self.translate(linear, kind, self.mmu.data_view), Ok(Target::Ram(_))) {
             (self.fault, self.exit) = (fault, exit);
-            let s = &mut *self.state;
-            (s.assist_kind, s.assist_address, s.assist_width, s.assist_data) = assist;
         }
+        let s = &mut *self.state;
+        (s.assist_kind, s.assist_address, s.assist_width, s.assist_data) = assist;
     }
 
     /// For translated code: brings the TLB entry of an explicit data access to `linear` that did not match. False:

@@ -4,6 +4,7 @@
 use super::asm::{Address, Asm, cc, reg};
 use super::crossing;
 use super::hot::{TARGETS, hot};
+use super::light;
 
 /// Guest registers that live in host registers: (guest, host).
 pub const MAP: [(u8, u8); 12] =
@@ -227,23 +228,24 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     g.lookup_saved = a.at();
     a.store(reg::S0, state!(rip));
     let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };
+    const _: () = assert!(size_of::<(u64, *const u8)>() == 16);
     a.mov(reg::S1, reg::S0);
     shift_right(a, reg::S1, 63);
     a.op_mem(true, 0x33, reg::S0, entry(hot!(epochs))); // xor s0, [epoch]
     a.load(reg::S1, hot!(spread));
     a.bytes(&[0x4d, 0x0f, 0xaf, 0xde]); // imul r11, r14
     shift_right(a, reg::S1, (64 - TARGETS.ilog2()) as u8);
-    a.op_mem(true, 0x3b, reg::S0, entry(hot!(tags))); // cmp s0, [tag]
+    a.op_reg(false, 0x01, reg::S1, reg::S1); // add s1, s1: a target is two words
+    a.op_mem(true, 0x3b, reg::S0, entry(hot!(targets))); // cmp s0, [tag]
     let miss = a.jcc_later(cc::NE);
     a.load(reg::S0, state!(rip));
     a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
     a.bytes(&(-4096i32).to_le_bytes());
     a.store(reg::S0, hot!(rip_page));
-    a.jmp_mem(entry(hot!(code)));
+    a.jmp_mem(entry(hot!(targets) + 8));
     a.bind_here(miss);
-    let out = a.jmp_later();
-    a.bind(out, saved);
-    let fills = [false, true].map(|written| super::fill::generate(a, avx, written));
+    light::resolve(a, avx, saved);
+    let fills = [false, true].map(|written| light::fill(a, avx, written));
     g.probes = super::probe::generate(a, fills);
     g.syscall = crossing::syscall(a, &g);
     g.sysret = crossing::sysret(a, &g);

@@ -129,10 +129,8 @@ pub struct Hot {
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
     /// and privilege (see [`slot_part`]); an operand's place in it is its site's number.
     pub slots: [[u64; 2]; 4 * SLOTS],
-    /// Branch targets, by linear address and epoch: tags,
-    pub tags: [u64; TARGETS],
-    /// and the code of the fragments, at their entry for saved flags.
-    pub code: [*const u8; TARGETS],
+    /// Branch targets, by linear address and epoch: tag, and the fragment's entry for saved flags.
+    pub targets: [(u64, *const u8); TARGETS],
 }
 
 impl Hot {
@@ -152,7 +150,7 @@ impl Hot {
     /// Remembers where the code for a branch to `linear` is.
     pub fn set_target(&mut self, linear: u64, code: *const u8) {
         let (tag, at) = self.tag(linear);
-        (self.tags[at], self.code[at]) = (tag, code);
+        self.targets[at] = (tag, code);
     }
 
     /// The code for a branch to `linear`, entered with saved flags.
@@ -160,7 +158,7 @@ impl Hot {
     #[must_use]
     pub fn target_of(&self, linear: u64) -> Option<*const u8> {
         let (tag, at) = self.tag(linear);
-        (self.tags[at] == tag).then_some(self.code[at])
+        (self.targets[at].0 == tag).then_some(self.targets[at].1)
     }
 
     /// Forgets the remembered pages unless the MMU is as it was.
@@ -240,7 +238,7 @@ impl Hot {
 
     /// Forgets all branch targets.
     pub fn forget_targets(&mut self) {
-        self.tags = [!0; TARGETS];
+        self.targets = [(!0, std::ptr::null()); TARGETS];
     }
 }
 

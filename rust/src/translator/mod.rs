@@ -11,11 +11,11 @@ mod classify;
 mod controls;
 mod crossing;
 mod encoding;
-mod fill;
 mod flags;
 mod fragment;
 mod glue;
 pub mod hot;
+mod light;
 mod listing;
 mod probe;
 /// What a fragment takes for granted: bits of its variant.

@@ -189,7 +189,7 @@ fn stack(a: &mut Asm, array: i32, fill: usize) {
     back(a, false);
 }
 
-/// Generates the routines; `fills` are those of [`super::fill`] for reads and for writes.
+/// Generates the routines; `fills` are those of [`super::light`] for reads and for writes.
 pub fn generate(a: &mut Asm, fills: [usize; 2]) -> Probes {
     let mut probes = Probes::default();
     for (kind, of_kind) in probes.operands.iter_mut().enumerate() {

@@ -85,9 +85,17 @@ impl Cpu {
         self.mode.bits == Bits::B64 && matches!(self.mode.cpl, 0 | 3) && !self.mode.align_check
     }
 
+    /// Branch targets are those of the present address space and privilege, and of a variant.
+    fn set_epochs(&mut self, variant: u8) {
+        let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
+        // The same code is another fragment where vector instructions may run natively.
+        let vector = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
+        self.state.hot().set_epochs(epochs.map(|epoch| epoch | vector));
+    }
+
     /// Tells translated code what depends on CPL, the address space and the controls.
     fn set_space(&mut self, linear: u64, variant: u8) {
-        let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
+        self.set_epochs(variant);
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW | u32::from(self.ctl.virtual_interrupt);
         let stamps = self.translation_stamps();
@@ -95,9 +103,6 @@ impl Cpu {
         self.set_crossing();
         let supervisor = self.mode.cpl == 0;
         let hot = self.state.hot();
-        // The same code is another fragment where vector instructions may run natively.
-        let vector = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
-        hot.set_epochs(epochs.map(|epoch| epoch | vector));
         hot.keep_slots(stamps);
         hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
@@ -151,6 +156,27 @@ impl Cpu {
             return None;
         }
         self.enter_fragment(number, variant, linear)
+    }
+
+    /// The fragment at `linear`, which is remembered as a branch target, at its entry for saved flags.
+    pub(super) fn resolve(&mut self, linear: u64) -> Option<*const u8> {
+        if !self.mode_is_translated() {
+            return None;
+        }
+        let variant = self.variant();
+        let host_pa = self.fetch_known(linear)?;
+        let translator = self.translator.as_ref()?;
+        if self.memory.code_log().position() != translator.seen {
+            return None;
+        }
+        let number = translator.find(host_pa, variant)?;
+        let code = translator.fragments[number as usize].entry_saved;
+        self.note_code(linear);
+        self.set_epochs(variant);
+        let hot = self.state.hot();
+        hot.set_target(linear, code);
+        hot.rip_page = linear & !0xfff;
+        Some(code)
     }
 
     fn enter_fragment(&mut self, number: u32, variant: u8, linear: u64) -> Option<Exec> {
@@ -301,8 +327,7 @@ impl Cpu {
         }
         let (rip, flags) = (self.state.rip, self.state.rflags);
         self.set_space(rip, variant);
-        let hot = self.state.hot();
-        let Some(code) = hot.target_of(rip) else { return false };
+        let Some(code) = self.state.hot().target_of(rip).or_else(|| self.resolve(rip)) else { return false };
         // RF holds instruction breakpoints back for one instruction. There are none (`iterations_flagged`), and a fault
         // or what restarts an instruction reports RF as 1 in any case.
         self.state.rflags &= !flag::RF;
