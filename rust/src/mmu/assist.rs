@@ -81,6 +81,11 @@ impl Denial {
         Self { cause, gpa: linear, linear: Some(linear), access: 1 << kind as u8, translation: true }
     }
 
+    /// The guest's own paging denies it, and that exits.
+    pub(super) fn is_page_fault(&self) -> bool {
+        matches!(self.cause, Cause::PageFault(_))
+    }
+
     /// Exit qualification for EPT violations (SDM table 28-7).
     fn qualification(&self) -> u64 {
         match self.cause {
@@ -245,7 +250,7 @@ impl Cpu {
         Err(self.deny(denial, kind, width, data))
     }
 
-    /// A denied fetch.
+    /// A denied fetch, or another access that L0 cannot do in the instruction's place.
     pub(super) fn denied_fetch(&mut self, denial: Denial) -> Stop {
         self.deny(denial, assist_kind::NONE, 0, 0)
     }

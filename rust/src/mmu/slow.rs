@@ -318,7 +318,11 @@ impl Cpu {
         let mut at = linear;
         let mut left = len;
         while left != 0 {
-            self.translate(at, AccessKind::Write, view)?;
+            if let Target::Denied(denial) = self.translate(at, AccessKind::Write, view)?
+                && denial.is_page_fault()
+            {
+                return Err(self.denied_fetch(denial));
+            }
             let step = left.min(to_page_end(at));
             left -= step;
             at = self.next_page(at);
