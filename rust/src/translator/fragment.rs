@@ -206,13 +206,13 @@ impl Builder<'_> {
     }
 
     /// The rel32 at `at` in line goes to what comes next in the cold part.
-    fn to_cold(&mut self, at: usize) {
+    fn bind_cold(&mut self, at: usize) {
         let goal = Goal::Own(Place32::Cold(self.c.at() as u32));
         self.draft.branches.push((Place32::Line(at as u32), goal));
     }
 
     /// The rel32 at `at` in the cold part goes to `line`.
-    fn cold_to_line(&mut self, at: usize, line: usize) {
+    fn cold_line(&mut self, at: usize, line: usize) {
         self.draft.branches.push((Place32::Cold(at as u32), Goal::Own(Place32::Line(line as u32))));
     }
 
@@ -240,7 +240,7 @@ impl Builder<'_> {
             restore_flags(&mut self.a);
         }
         // The budget does not reach: give it back and leave before the first instruction.
-        self.to_cold(over);
+        self.bind_cold(over);
         self.give_back(i32::from(n));
         let offset = self.offsets[0] as u32;
         self.leave_at(offset, needed);
@@ -364,7 +364,7 @@ impl Builder<'_> {
     /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
     /// through the table of branch targets.
     fn branch_to(&mut self, at: usize, offset: i64) {
-        self.to_cold(at);
+        self.bind_cold(at);
         if is_near(offset) {
             self.link(Place32::Line(at as u32), offset as u16, false);
         } else {
@@ -710,7 +710,7 @@ impl Builder<'_> {
         }
         for cold in std::mem::take(&mut self.cold) {
             for at in cold.from {
-                self.to_cold(at);
+                self.bind_cold(at);
             }
             self.call_handler(cold.saved, cold.site);
         }

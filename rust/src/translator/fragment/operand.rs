@@ -80,12 +80,12 @@ impl Builder<'_> {
 
     /// In the cold part: the TLB, for an operand whose slot has another page; what misses goes to the helper.
     pub(super) fn probe(&mut self, p: &Probe) {
-        self.to_cold(p.from);
+        self.bind_cold(p.from);
         self.c.mov_imm(reg::S1, self.context.first_site + p.site as u32);
         let call = self.c.call_later();
         self.cold_outside(call, self.context.glue.probes.operand(self.context.variant, p.memory));
         let back = self.c.jmp_later();
-        self.cold_to_line(back, p.back);
+        self.cold_line(back, p.back);
         // The routine returns behind that jump where there is no translation.
         self.call_handler(p.saved, p.site);
     }

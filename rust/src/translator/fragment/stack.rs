@@ -195,7 +195,7 @@ impl Builder<'_> {
     /// In the cold part: the stack has moved to another page, or the group does not lie in one.
     pub(super) fn other_stack(&mut self, check: &Check) {
         let group = check.group;
-        self.to_cold(check.from);
+        self.bind_cold(check.from);
         self.c.lea(true, reg::S0, Address::base(reg::GUEST_RSP, group.low));
         self.c.lea(true, reg::S1, Address::base(reg::GUEST_RSP, group.high - 1));
         self.c.op_reg(true, 0x31, reg::S0, reg::S1); // xor s1, s0
@@ -205,7 +205,7 @@ impl Builder<'_> {
         let call = self.c.call_later();
         self.cold_outside(call, self.context.glue.probes.stack(self.context.variant, group.written));
         let again = self.c.jmp_later();
-        self.cold_to_line(again, check.again);
+        self.cold_line(again, check.again);
         self.c.bind_here(crosses);
         self.give_back((self.insns.len() - group.first) as i32);
         if check.saved {
@@ -238,20 +238,19 @@ impl Builder<'_> {
 
     pub(super) fn push(&mut self, n: usize) -> Option<bool> {
         let i = &self.insns[n].iced;
-        let site;
-        if i.op0_kind() == OpKind::Register {
+        let site = if i.op0_kind() == OpKind::Register {
             let guest = i.op0_register().number() as u8;
-            let (to, of) = self.pushed(n);
+            let (to, site) = self.pushed(n);
             let from = self.address_register(guest, reg::S1);
             self.a.op_mem(true, 0x89, from, to);
-            site = of;
+            site
         } else {
             let value = i32::try_from(self.insns[n].imm as i64).ok()?;
-            let (to, of) = self.pushed(n);
+            let (to, site) = self.pushed(n);
             self.a.op_mem(true, 0xc7, 0, to);
             self.a.bytes(&value.to_le_bytes());
-            site = of;
-        }
+            site
+        };
         self.pending -= 8;
         self.resumes_at(site);
         Some(false)
