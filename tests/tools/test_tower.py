@@ -204,5 +204,5 @@ def test_full_tower(images: ImageSet, tmp_path: Path) -> None:
     rows = {
         (e["level"], e["reason"], e["handled_by"]): e["count"] for e in json.loads(stats.read_text())["exits"]
     }
-    assert rows[1, "VMRESUME", "L0"] and rows[2, "IO", "L1"] and rows[2, "EPT_VIOLATION", "L0"]
+    assert rows[1, "VMRESUME", "L0"] and rows[2, "IO", "L1"] and rows[2, "EPT_VIOLATION", "L1"]
     assert 0 < idle < 0.05, "an idle tower sleeps"

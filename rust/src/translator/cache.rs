@@ -23,7 +23,7 @@ const LEAST_BYTES: usize = 1 << 20;
 /// The most: branches between fragments reach 2 GB.
 const MOST_BYTES: usize = 1 << 30;
 /// Times that a block is interpreted before it is translated, by default.
-const WARM: u16 = 8;
+const WARM: u16 = 3;
 /// Room that the largest fragment may need.
 const MARGIN: usize = 256 << 10;
 /// Bytes at a fragment's entry that a stale fragment's way out replaces.

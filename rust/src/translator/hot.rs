@@ -14,7 +14,7 @@ pub const TARGETS: usize = 65536;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Pages remembered for each kind of access and privilege.
-pub const SLOTS: usize = 128;
+pub const SLOTS: usize = 512;
 
 /// Slots noted one by one when they are filled.
 pub const NOTED: usize = 255;
