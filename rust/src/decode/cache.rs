@@ -5,6 +5,7 @@
 //! It does not translate addresses and holds nothing that depends on RIP.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::CpuidFeature;
@@ -28,7 +29,7 @@ pub const ONE_PAGE: u64 = !0;
 #[repr(C, align(64))]
 pub struct Block {
     /// The instructions, at least one.
-    pub insns: Box<[Insn]>,
+    pub insns: Arc<[Insn]>,
     /// `Memory::code_epoch` at which the block was last known to be fresh.
     pub epoch: u64,
     /// Code size it was decoded for.
@@ -143,7 +144,7 @@ impl Block {
     fn new(decoded: Draft, memory: &Memory) -> Self {
         let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
-            insns: decoded.insns.into_boxed_slice(),
+            insns: decoded.insns.into(),
             // Never the present one: the first use looks at the versions.
             epoch: !0,
             bits: decoded.bits,

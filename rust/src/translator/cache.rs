@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 use std::time::Instant;
 
 use iced_x86::InstructionInfoFactory;
@@ -35,8 +36,8 @@ pub struct Fragment {
     pub entry: *const u8,
     /// Where it enters with saved flags.
     pub entry_saved: *const u8,
-    /// The instructions, for helpers.
-    pub insns: Box<[Insn]>,
+    /// The instructions, for helpers; the block shares them.
+    pub insns: Arc<[Insn]>,
     /// Their bytes.
     pub(super) bytes: Box<[u8]>,
     /// Where its host code begins, and its length: in line, and what is rarely executed.
@@ -297,7 +298,7 @@ impl Translator {
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),
             entry_saved: line.wrapping_add(draft.entry_saved as usize),
-            insns: block.insns.clone(),
+            insns: Arc::clone(&block.insns),
             bytes: block.bytes().into(),
             line: (line, draft.code.len() as u32),
             cold: (cold, draft.cold.len() as u32),

@@ -99,7 +99,7 @@ impl Translator {
         let draft = fragment::translate(&f.insns, &f.bytes, f.host_pa % 4096, &context, &mut self.infos);
         let mut guest = Vec::new();
         let mut rest = &f.bytes[..];
-        for insn in &f.insns {
+        for insn in &*f.insns {
             let (head, tail) = rest.split_at_checked(usize::from(insn.len))?;
             guest.push(head.to_vec());
             rest = tail;
