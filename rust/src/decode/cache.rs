@@ -22,6 +22,9 @@ const FRONT: usize = 1 << 14;
 /// The cache is dropped as a whole beyond this many decoded instructions (about 280 MiB).
 const MAX_CACHED_INSNS: usize = 2_500_000;
 
+/// Bytes of a block at most.
+const LONGEST: usize = 512;
+
 /// `second_pa` of a block that lies in one page.
 pub const ONE_PAGE: u64 = !0;
 
@@ -204,18 +207,20 @@ impl Draft {
 }
 
 fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
-    let mut now = vec![0; bytes.len()];
-    memory.read_bytes(host_pa, &mut now);
+    let mut now = [0; LONGEST];
+    let Some(now) = now.get_mut(..bytes.len()) else { return false };
+    memory.read_bytes(host_pa, now);
     now == bytes
 }
 
 /// Decodes the block at `host_pa`; `None` if its first instruction goes on in the next page.
 #[must_use]
 pub fn in_page(memory: &Memory, host_pa: u64, bits: Bits) -> Option<Draft> {
-    let mut bytes = vec![0; (PAGE - host_pa % PAGE) as usize];
-    memory.read_bytes(host_pa, &mut bytes);
-    let (insns, len, chained) = decode_block(&bytes, bits);
-    bytes.truncate(len);
+    let mut bytes = [0; LONGEST];
+    let bytes = &mut bytes[..LONGEST.min((PAGE - host_pa % PAGE) as usize)];
+    memory.read_bytes(host_pa, bytes);
+    let (insns, len, chained) = decode_block(bytes, bits);
+    let bytes = bytes[..len].to_vec();
     let block = Draft { host_pa, second_pa: ONE_PAGE, bits, insns, bytes, chained, versions: [0; 2] };
     (!block.insns.is_empty()).then_some(block)
 }
