@@ -212,7 +212,7 @@ pub struct Context {
     upper: Box<[Upper; UPPER]>,
     /// Counts flushes, so that one of `upper` costs nothing.
     generation: u64,
-    /// Number of this space in tags of branch targets, 0 when it needs a new one: see `Cpu::code_epoch`.
+    /// Number of this space in tags of branch targets, 0 when it needs a new one: see `Cpu::code_epochs`.
     pub epoch: u16,
     /// Pages that code was fetched from under this number.
     pub(super) code_pages: CodePages,

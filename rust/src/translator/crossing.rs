@@ -5,12 +5,11 @@
 //! derived mode is brought up to date when Rust code is called next (`take_view`).
 
 use super::asm::{Address, Asm, cc, reg};
-use super::glue::{Glue, and_imm, gpr, restore_flags, save_flags, shift_right, state};
+use super::glue::{Glue, and_imm, gpr, restore_flags, save_flags, shift_left, shift_right, state};
 use super::hot::{Hot, hot};
 use crate::cpu::Cpu;
 use crate::state::{cr, flag, seg};
 
-const RCX: u8 = 1;
 const R11: u8 = 11;
 
 /// Access rights of flat 64-bit code and of flat data, without DPL, as SYSCALL loads them.
@@ -57,17 +56,17 @@ impl Cpu {
 pub fn syscall(a: &mut Asm, g: &Glue) -> usize {
     let at = a.at();
     a.store(reg::S1, hot!(target));
-    a.mov(reg::S1, RCX);
-    a.load(RCX, hot!(to_kernel.refused));
+    a.mov(reg::S1, reg::RCX);
+    a.load(reg::RCX, hot!(to_kernel.refused));
     a.bytes(&[0xe3, 0]); // jrcxz: the flags stay for the helper
     let from = a.at();
-    a.mov(RCX, reg::S1);
+    a.mov(reg::RCX, reg::S1);
     a.load(reg::S1, hot!(target));
     let refused = a.jmp_later();
     a.bind(refused, g.slow);
     let here = a.at();
     a.code[from - 1] = (here - from) as u8;
-    a.mov(RCX, reg::S0);
+    a.mov(reg::RCX, reg::S0);
     // R11 = RFLAGS: the arithmetic flags from the host, the others from the state.
     a.mov(reg::S1, reg::RAX);
     a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x44, 0x0f, 0xb7, 0xf0]); // lahf; seto al; movzx r14d, ax
@@ -110,17 +109,17 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
     a.op_reg(false, 0xf7, 0, reg::S0); // test r14d, imm32
     a.bytes(&ODD.to_le_bytes());
     let odd = a.jcc_later(cc::NE);
-    a.mov(reg::S0, RCX);
+    a.mov(reg::S0, reg::RCX);
     shift_left_wide(a, reg::S0, 16);
     a.op_reg(true, 0xc1, 7, reg::S0); // sar r14, 16
     a.bytes(&[16]);
-    a.op_reg(true, 0x39, RCX, reg::S0); // cmp r14, rcx
+    a.op_reg(true, 0x39, reg::RCX, reg::S0); // cmp r14, rcx
     let beyond = a.jcc_later(cc::NE);
     a.load(reg::S0, gpr(R11));
     and_imm(a, reg::S0, LOADED);
     load_flags(a);
     load_segments(a, hot!(to_user), DPL3);
-    a.mov(reg::S0, RCX);
+    a.mov(reg::S0, reg::RCX);
     let go = a.jmp_later();
     a.bind(go, g.lookup_saved);
     for away in [refused, window, odd, beyond] {
@@ -189,12 +188,6 @@ fn store_imm(a: &mut Asm, disp: i32, value: u32) {
 /// OR of two registers, 64 bits.
 fn or(a: &mut Asm, to: u8, from: u8) {
     a.op_reg(true, 0x09, from, to);
-}
-
-/// SHL reg32, n.
-fn shift_left(a: &mut Asm, reg: u8, n: u8) {
-    a.op_reg(false, 0xc1, 4, reg);
-    a.bytes(&[n]);
 }
 
 /// SHL reg64, n.

@@ -267,6 +267,12 @@ fn default_mxcsr(a: &mut Asm) {
     a.bytes(&[0x0f, 0xae, 0x14, 0x24, 0x48, 0x8d, 0x64, 0x24, 0x08]);
 }
 
+/// SHL reg32, n.
+pub fn shift_left(a: &mut Asm, reg: u8, n: u8) {
+    a.op_reg(false, 0xc1, 4, reg);
+    a.bytes(&[n]);
+}
+
 /// SHR reg, n.
 pub fn shift_right(a: &mut Asm, reg: u8, n: u8) {
     a.op_reg(true, 0xc1, 5, reg);

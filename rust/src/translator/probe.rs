@@ -5,7 +5,7 @@
 
 use super::asm::{Address, Asm, cc, reg};
 use super::classify::MemoryOperand;
-use super::glue::{and_imm, shift_right};
+use super::glue::{and_imm, shift_left, shift_right};
 use super::hot::{NOTED, SLOTS, hot, slot_part};
 use super::variant::{SMAP, SUPERVISOR};
 
@@ -105,8 +105,7 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
     let in_slot = |disp: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 0, disp: 8 + slots + disp };
     // S1 = offset of the slot
     and_imm(a, reg::S1, SLOTS as u32 - 1);
-    a.op_reg(false, 0xc1, 4, reg::S1); // shl s1, 4
-    a.bytes(&[4]);
+    shift_left(a, reg::S1, 4);
     a.op_reg(false, 0x81, 1, reg::S1); // or s1, part
     a.bytes(&(16 * slot_part(m.written, kind != 0) as u32).to_le_bytes());
     a.op_mem(true, 0x03, reg::S0, in_slot(0));
@@ -148,8 +147,7 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
     // The page has a translation: the operand is misaligned, or reaches into the next page.
     a.op_mem(true, 0x8b, reg::RAX, Address::base(reg::RAX, tag));
     a.op_reg(true, 0x31, reg::S0, reg::RAX); // xor rax, s0
-    a.op_reg(true, 0xc1, 5, reg::RAX); // shr rax, 12
-    a.bytes(&[12]);
+    shift_right(a, reg::RAX, 12);
     let other = a.jcc_later(cc::E);
     call(a, fill);
     let filled = a.jcc_later(cc::AE);

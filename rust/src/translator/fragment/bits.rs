@@ -41,13 +41,8 @@ impl Builder<'_> {
             // add s0, [segment's base]
             self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, state!(seg) + 32 * segment as i32 + 8));
         }
-        // The flags are out of the way already.
-        self.live[n] = false;
-        let site = self.translate_address(n, MemoryOperand { size: size as u16, written: !test, aligned: false });
-        self.live[n] = live;
-        if let Some(probe) = self.probes.last_mut() {
-            probe.saved = live;
-        }
+        let m = MemoryOperand { size: size as u16, written: !test, aligned: false };
+        let site = self.translate_without_flags(n, m, live);
         self.bit_offset(guest, size);
         and_imm(&mut self.a, reg::S1, 8 * size as u32 - 1);
         if live {

@@ -18,7 +18,7 @@ pub(super) struct Probe {
     back: usize,
     memory: MemoryOperand,
     /// Flags are in `saved_flags`.
-    pub saved: bool,
+    saved: bool,
     site: usize,
 }
 
@@ -62,6 +62,16 @@ impl Builder<'_> {
         if live {
             save_flags(&mut self.a);
         }
+        let site = self.translate_without_flags(n, m, live);
+        if live {
+            restore_flags(&mut self.a);
+        }
+        site
+    }
+
+    /// As [`Builder::translate_address`] with flags that may be clobbered; `saved`: the helper finds the guest's in
+    /// `saved_flags`.
+    pub(super) fn translate_without_flags(&mut self, n: usize, m: MemoryOperand, saved: bool) -> usize {
         let supervisor = self.context.variant & SUPERVISOR != 0;
         let site = self.site(n, None);
         let number = (self.context.first_site as usize + site) % SLOTS;
@@ -71,10 +81,7 @@ impl Builder<'_> {
         let from = leave_page(&mut self.a, m);
         self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
         let back = self.a.at();
-        if live {
-            restore_flags(&mut self.a);
-        }
-        self.probes.push(Probe { from, back, memory: m, saved: live, site });
+        self.probes.push(Probe { from, back, memory: m, saved, site });
         site
     }
 

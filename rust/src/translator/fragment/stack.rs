@@ -5,9 +5,9 @@
 
 use iced_x86::{Code, Mnemonic, OpKind, Register};
 
-use super::super::asm::{Address, reg};
+use super::super::asm::{Address, cc, reg};
 use super::super::classify::{MemoryOperand, Native, Plan};
-use super::super::glue::{restore_flags, save_flags};
+use super::super::glue::{restore_flags, save_flags, shift_right};
 use super::super::hot::hot;
 use super::super::probe::within;
 use super::Builder;
@@ -199,9 +199,8 @@ impl Builder<'_> {
         self.c.lea(true, reg::S0, Address::base(reg::GUEST_RSP, group.low));
         self.c.lea(true, reg::S1, Address::base(reg::GUEST_RSP, group.high - 1));
         self.c.op_reg(true, 0x31, reg::S0, reg::S1); // xor s1, s0
-        self.c.op_reg(true, 0xc1, 5, reg::S1); // shr s1, 12
-        self.c.bytes(&[12]);
-        let crosses = self.c.jcc_later(super::super::asm::cc::NE);
+        shift_right(&mut self.c, reg::S1, 12);
+        let crosses = self.c.jcc_later(cc::NE);
         let call = self.c.call_later();
         self.cold_outside(call, self.context.glue.probes.stack(self.context.variant, group.written));
         let again = self.c.jmp_later();

@@ -11,8 +11,6 @@ use crate::translator::classify::MemoryOperand;
 use crate::translator::glue::{and_imm, restore_flags, save_flags, state};
 use crate::translator::hot::hot;
 
-const RCX: u8 = 1;
-
 /// REP STOS or REP MOVS of elements of some size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Repeat {
@@ -48,13 +46,13 @@ impl Builder<'_> {
         if live {
             save_flags(&mut self.a);
         }
-        self.a.op_reg(true, 0x85, RCX, RCX); // test rcx, rcx
+        self.a.op_reg(true, 0x85, reg::RCX, reg::RCX); // test rcx, rcx
         let nothing = self.a.jcc_later(cc::E);
         let mut away = Vec::new();
         self.a.op_mem(false, 0xf7, 0, Address::base(reg::RSP, state!(rflags))); // test dword [rflags], DF
         self.a.bytes(&(flag::DF as u32).to_le_bytes());
         away.push(self.a.jcc_later(cc::NE));
-        self.a.lea(true, reg::S1, Address::base(RCX, -1));
+        self.a.lea(true, reg::S1, Address::base(reg::RCX, -1));
         self.a.op_mem(true, 0x3b, reg::S1, Address::base(reg::RSP, hot!(budget))); // cmp s1, [budget]
         away.push(self.a.jcc_later(cc::A));
         let pointers: &[u8] = if r.moves { &[reg::RSI, reg::RDI] } else { &[reg::RDI] };
@@ -69,14 +67,15 @@ impl Builder<'_> {
             self.a.bytes(&(PAGE as u32 - u32::from(r.size)).to_le_bytes());
             away.push(self.a.jcc_later(cc::A));
         }
+        let element = |written| MemoryOperand { size: r.size, written, aligned: false };
         if r.moves {
             self.a.mov(reg::S0, reg::RSI);
-            self.place(n, r.size, false, live);
+            self.translate_without_flags(n, element(false), live);
             self.a.store(reg::S0, hot!(target));
         }
         self.a.mov(reg::S0, reg::RDI);
-        self.place(n, r.size, true, live);
-        self.a.lea(true, reg::S1, Address::base(RCX, -1));
+        self.translate_without_flags(n, element(true), live);
+        self.a.lea(true, reg::S1, Address::base(reg::RCX, -1));
         self.a.op_mem(true, 0x29, reg::S1, Address::base(reg::RSP, hot!(budget))); // sub [budget], s1
         self.enter_host(reg::RDI, reg::S1);
         if r.moves {
@@ -105,16 +104,6 @@ impl Builder<'_> {
         let site = self.site(n, None);
         self.cold.push(Cold { from: away, saved: live, site });
         self.behind(n)
-    }
-
-    /// S0 = host pointer of the element at S0; the flags are out of the way already.
-    fn place(&mut self, n: usize, size: u16, written: bool, saved: bool) {
-        let live = std::mem::replace(&mut self.live[n], false);
-        self.translate_address(n, MemoryOperand { size, written, aligned: false });
-        self.live[n] = live;
-        if let Some(probe) = self.probes.last_mut() {
-            probe.saved = saved;
-        }
     }
 
     /// `pointer` = S0, and `difference` what it was before, less S0.

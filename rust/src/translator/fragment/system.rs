@@ -12,8 +12,6 @@ use crate::translator::glue::{gpr, host, state};
 use crate::translator::hot::hot;
 use crate::translator::variant::SUPERVISOR;
 
-const RCX: u8 = 1;
-
 /// An instruction of this file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum System {
@@ -116,15 +114,15 @@ impl Builder<'_> {
             }
             return self.a.jcc_later(cc::NE);
         }
-        self.a.mov(reg::S1, RCX);
+        self.a.mov(reg::S1, reg::RCX);
         match disp {
-            Some(disp) => self.a.load(RCX, disp),
-            None => self.a.mov(RCX, reg::S0),
+            Some(disp) => self.a.load(reg::RCX, disp),
+            None => self.a.mov(reg::RCX, reg::S0),
         }
         self.a.bytes(&[0xe3, 8]); // jrcxz over the next two
-        self.a.mov(RCX, reg::S1);
+        self.a.mov(reg::RCX, reg::S1);
         let away = self.a.jmp_later();
-        self.a.mov(RCX, reg::S1);
+        self.a.mov(reg::RCX, reg::S1);
         away
     }
 
@@ -156,7 +154,7 @@ impl Builder<'_> {
         let word = if processor { hot!(refused.time_stamp_and_processor) } else { hot!(refused.time_stamp) };
         let refused = self.unless_zero(n, Some(word));
         if processor {
-            self.a.op_mem(false, 0x8b, RCX, Address::base(reg::RSP, state!(tsc_aux)));
+            self.a.op_mem(false, 0x8b, reg::RCX, Address::base(reg::RSP, state!(tsc_aux)));
         }
         self.a.bytes(&[0x0f, 0x31]); // rdtsc
         self.rotate_by_32(reg::RDX);
