@@ -196,11 +196,7 @@ class ShadowTables:
         while table.level > 1 and not self._whole(physical, table.level):
             # The page is not one piece of host memory: a table of its own for it.
             index = linear >> _SHIFT[table.level] & 511
-            child = table.children.get(index)
-            if child is None or child.l1_pa != _PRIVATE:
-                self._unlink(table, index)
-                child = self._new(table.level - 1, _PRIVATE, 0, table.role)
-                table.children[index] = child
+            child = self._private_child(table, index)
             changed |= self._put(table, index, child.host_pa | self._bits(entry, dirty))
             entry, dirty = _EVERYTHING, True
             table = child
@@ -220,16 +216,21 @@ class ShadowTables:
         table, _ = self._descend(root, linear, found, r, level, True)
         while table.level > 1:
             index = linear >> _SHIFT[table.level] & 511
-            child = table.children.get(index)
-            if child is None or child.l1_pa != _PRIVATE:
-                self._unlink(table, index)
-                child = self._new(table.level - 1, _PRIVATE, 0, table.role)
-                table.children[index] = child
+            child = self._private_child(table, index)
             self._put(table, index, child.host_pa | self._bits(entry, True))
             entry = _EVERYTHING
             table = child
         self._put(table, linear >> 12 & 511, host_pa | self._bits(entry, True))
         self._settle(root)
+
+    def _private_child(self, table: Table, index: int) -> Table:
+        """The table under an entry that stands for no table of the guest's; made if it is not there."""
+        child = table.children.get(index)
+        if child is None or child.l1_pa != _PRIVATE:
+            self._unlink(table, index)
+            child = self._new(table.level - 1, _PRIVATE, 0, table.role)
+            table.children[index] = child
+        return child
 
     def _leaf_of(self, found: P.Walk | None, physical: int) -> tuple[int, int]:
         """Level of the mirror's leaf, and the guest's entry in the 64-bit format."""
