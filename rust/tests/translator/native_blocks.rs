@@ -1,6 +1,6 @@
 //! Random programs: translator against the host's own processor, which single-steps through them.
 
-use iced_x86::InstructionInfoFactory;
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use silicon::state::flag;
@@ -9,7 +9,7 @@ use crate::fuzz::environment;
 use crate::guest::{Guest, Outcome};
 use crate::native::{self, Area, Native, NativeState};
 use crate::pair::{Brief, guest_for_programs, load};
-use crate::program::{ABSENT, CODE, DATA, DATA_PAGES, Kind, Program, READ_ONLY, listing, program};
+use crate::program::{ABSENT, CODE, DATA, DATA_PAGES, Kind, Program, READ_ONLY, listing, program, same_on_the_host};
 
 /// The native side comes last: it holds the lock under which the areas are mapped.
 struct Host {
@@ -37,6 +37,17 @@ impl Host {
         let at = (p.start - CODE) as usize;
         self.code.bytes()[at..at + p.code.len()].copy_from_slice(&p.code);
     }
+
+    /// Whether the instruction at `rip` can be compared: by the program's making, unless it overwrote its code.
+    fn comparable(&mut self, p: &Program, rip: u64) -> bool {
+        let at = (p.start - CODE) as usize;
+        let bytes = self.code.bytes();
+        if bytes[at..at + p.code.len()] == p.code {
+            return true;
+        }
+        let from = (rip - CODE) as usize;
+        same_on_the_host(&Decoder::with_ip(64, &bytes[from..], rip, DecoderOptions::NONE).decode())
+    }
 }
 
 fn start(p: &Program) -> NativeState {
@@ -52,6 +63,9 @@ fn compare(host: &mut Host, guest: &mut Guest, p: &Program, count: u64) -> Resul
     while done < count {
         // A program that leaves its code, or reaches the stack of this process, ends here.
         if !(p.start..p.start + p.code.len() as u64).contains(&expected.rip) {
+            break;
+        }
+        if !host.comparable(p, expected.rip) {
             break;
         }
         match host.native.step(&mut expected) {
@@ -106,7 +120,13 @@ fn compare(host: &mut Host, guest: &mut Guest, p: &Program, count: u64) -> Resul
     if wrong.is_empty() {
         return Ok(done);
     }
-    Err(format!("{wrong}  count {count}\n  from {:x?}\n{}", Brief(p), listing(p)))
+    Err(format!(
+        "{wrong}  count {count}\n  from {:x?}\n{}  to rip {:x} gpr {:x?}\n",
+        Brief(p),
+        listing(p),
+        expected.rip,
+        expected.gpr
+    ))
 }
 
 #[test]
@@ -132,7 +152,12 @@ fn random_programs_like_the_host() {
         }
         match compare(&mut host, &mut guest, &p, count) {
             Ok(count) => done += count,
-            Err(wrong) => failures.push(format!("SEED={own} (with SILICON_CASES=1)\n{wrong}")),
+            Err(wrong) => {
+                // The shortest run that shows it says where it begins.
+                let wrong =
+                    (1..count).find_map(|fewer| compare(&mut host, &mut guest, &p, fewer).err()).unwrap_or(wrong);
+                failures.push(format!("SEED={own} (with SILICON_CASES=1)\n{wrong}"));
+            }
         }
         if failures.len() >= 5 {
             break;

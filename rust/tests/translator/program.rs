@@ -218,49 +218,7 @@ fn wanted(rng: &mut StdRng, i: &Instruction, kind: Kind, infos: &mut Instruction
     {
         return false;
     }
-    if kind.native
-        && (
-            // Not all makers want the operands of SHA1 and SHA256 aligned.
-            format!("{:?}", i.mnemonic()).starts_with("Sha")
-                || matches!(i.segment_prefix(), Register::FS | Register::GS)
-                || i.is_string_instruction()
-                || matches!(
-                    i.code(),
-                    Code::Movsxd_r16_rm16
-                        | Code::Reservednop_rm16_r16_0F0D
-                        | Code::Reservednop_rm32_r32_0F0D
-                        | Code::Reservednop_rm64_r64_0F0D
-                )
-                || matches!(
-                    i.mnemonic(),
-                    M::Pushf
-                        | M::Pushfq
-                        | M::Salc
-                        | M::Pause
-                        | M::Std
-                        | M::Cld
-                        | M::Ldmxcsr
-                        | M::Vldmxcsr
-                        | M::Stmxcsr
-                        | M::Vstmxcsr
-                        | M::Maskmovdqu
-                        | M::Vmaskmovdqu
-                )
-                // What an area holds of state that is not in use, and whether it is touched, differs.
-                || matches!(
-                    i.mnemonic(),
-                    M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Fxsave | M::Fxsave64
-                )
-                || special_memory(i)
-                || i.has_lock_prefix() && !in_memory(i)
-                || (0..i.op_count()).any(|n| {
-                    i.op_kind(n) == OpKind::Register
-                        && (i.op_register(n).is_segment_register()
-                            || i.op_register(n).is_mm()
-                            || i.op_register(n).is_st())
-                })
-        )
-    {
+    if kind.native && differs_by_host(i) {
         return false;
     }
     if !kind.undefined_flags && leaves_flags_undefined(i) {
@@ -284,6 +242,63 @@ fn wanted(rng: &mut StdRng, i: &Instruction, kind: Kind, infos: &mut Instruction
     });
     let stack = matches!(i.mnemonic(), M::Push | M::Pop);
     !spoils || stack || rng.random_range(0..25) == 0
+}
+
+/// What the host does another way, or an operating system decides.
+fn differs_by_host(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    // Not all makers want the operands of SHA1 and SHA256 aligned.
+    format!("{:?}", i.mnemonic()).starts_with("Sha")
+        || matches!(i.segment_prefix(), Register::FS | Register::GS)
+        || i.is_string_instruction()
+        || matches!(
+            i.code(),
+            Code::Movsxd_r16_rm16
+                | Code::Reservednop_rm16_r16_0F0D
+                | Code::Reservednop_rm32_r32_0F0D
+                | Code::Reservednop_rm64_r64_0F0D
+        )
+        || matches!(
+            i.mnemonic(),
+            M::Pushf
+                | M::Pushfq
+                | M::Salc
+                | M::Pause
+                | M::Std
+                | M::Cld
+                | M::Ldmxcsr
+                | M::Vldmxcsr
+                | M::Stmxcsr
+                | M::Vstmxcsr
+                | M::Maskmovdqu
+                | M::Vmaskmovdqu
+        )
+        // What an area holds of state that is not in use, and whether it is touched, differs.
+        || matches!(
+            i.mnemonic(),
+            M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Fxsave | M::Fxsave64
+        )
+        || special_memory(i)
+        || i.has_lock_prefix() && !in_memory(i)
+        || (0..i.op_count()).any(|n| {
+            i.op_kind(n) == OpKind::Register
+                && (i.op_register(n).is_segment_register()
+                    || i.op_register(n).is_mm()
+                    || i.op_register(n).is_st())
+        })
+}
+
+/// Whether what programs may have made of their own code by overwriting it does the same on the host.
+pub fn same_on_the_host(i: &Instruction) -> bool {
+    let near = i.is_jcc_short_or_near()
+        || i.is_jmp_short_or_near()
+        || i.is_jmp_near_indirect()
+        || i.is_call_near()
+        || i.is_call_near_indirect()
+        || i.mnemonic() == Mnemonic::Ret;
+    let known = silicon::interpreter::is_integer(i) || silicon::interpreter::vector::select(i).is_some() && !x87(i);
+    let plain = i.flow_control() == FlowControl::Next && !i.is_privileged() && known;
+    !i.is_invalid() && (near || plain) && !differs_by_host(i)
 }
 
 fn x87(i: &Instruction) -> bool {
