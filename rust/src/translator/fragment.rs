@@ -12,7 +12,7 @@ mod system;
 pub use strings::Repeat;
 pub use system::System;
 
-use iced_x86::{InstructionInfoFactory, OpKind};
+use iced_x86::{InstructionInfoFactory, OpKind, Register};
 
 use super::asm::{Address, Asm, cc, reg};
 use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
@@ -401,29 +401,14 @@ impl Builder<'_> {
     /// An instruction as itself, with its registers where the guest's are.
     fn native(&mut self, n: usize, native: &Native, e: &Encoding<'_>) -> Option<bool> {
         let grouped = native.memory.and_then(|_| self.grouped(n));
-        // Registers that stay in memory need scratch registers: S1, and S0 where no pointer is in it.
-        let mut scratch = [reg::S1, reg::S0].into_iter();
-        let count = if native.memory.is_some() && grouped.is_none() { 1 } else { 2 };
-        let mut moved: Vec<(u8, u8)> = Vec::new();
-        for g in &native.gprs {
-            if host(g.guest).is_none() && !moved.iter().any(|m| m.0 == g.guest) {
-                if moved.len() == count {
-                    return None;
-                }
-                moved.push((g.guest, scratch.next()?));
-            }
-        }
-        // With AH to BH no REX prefix may appear.
-        let extended = |g: &GprOperand| host(g.guest).is_none_or(|h| h >= 8);
-        if native.high_byte && (native.memory.is_some() || native.gprs.iter().any(extended)) {
-            return None;
-        }
-        let (site, memory) = match (native.memory, grouped) {
+        let pointed = native.memory.is_some() && grouped.is_none();
+        let moved = scratch_registers(native, pointed, grouped.is_some())?;
+        let (site, mut memory) = match (native.memory, grouped) {
             (Some(_), Some(address)) => (None, Some(address)),
             (Some(m), None) => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
             (None, _) => (None, None),
         };
-        let find = |g: &GprOperand, moved: &[(u8, u8)]| {
+        let find = |g: &GprOperand| {
             host(g.guest).or_else(|| moved.iter().find(|m| m.0 == g.guest).map(|m| m.1)).unwrap_or(reg::S1)
         };
         for &(guest, scratch) in &moved {
@@ -431,18 +416,43 @@ impl Builder<'_> {
                 self.a.load(scratch, gpr(guest));
             }
         }
-        let of = |place: Place| native.gprs.iter().find(|g| g.place == place).map(|g| find(g, &moved));
-        let r = of(Place::Reg).unwrap_or(e.reg());
-        let rm = match (of(Place::Rm), memory) {
+        let of = |place: Place| native.gprs.iter().find(|g| g.place == place).map(find);
+        let (mut of_reg, mut of_rm) = (of(Place::Reg), of(Place::Rm));
+        // With AH to BH no REX prefix may appear: what would need one changes places with a low register meanwhile.
+        let mut lent = None;
+        if native.high_byte {
+            if let (Some(address), true) = (memory, grouped.is_some()) {
+                self.a.lea(true, reg::S0, address);
+                memory = Some(Address::base(reg::S0, 0));
+            }
+            let base = memory.as_mut().and_then(|m| m.base.as_mut());
+            let high = [&mut of_reg, &mut of_rm].into_iter().filter_map(Option::as_mut).chain(base).find(|r| **r >= 8);
+            if let Some(register) = high {
+                let low = if uses_bh(&self.insns[n]) { reg::RDX } else { reg::RBX };
+                lent = Some((low, *register));
+                *register = low;
+            }
+        }
+        let r = of_reg.unwrap_or(e.reg());
+        let rm = match (of_rm, memory) {
             (Some(register), _) => Rm::Register(register),
             (None, Some(address)) => Rm::Memory(address),
             (None, None) => Rm::Register(e.rm()),
         };
         let vvvv = of(Place::Vvvv).unwrap_or(e.vvvv());
+        if let Some((low, high)) = lent {
+            self.a.op_reg(true, 0x87, low, high); // xchg
+        }
         e.write(&mut self.a, r, rm, vvvv);
+        if let Some((low, high)) = lent {
+            self.a.op_reg(true, 0x87, low, high);
+        }
         for &(guest, scratch) in &moved {
             if native.gprs.iter().any(|g| g.guest == guest && g.written) {
                 self.a.store(scratch, gpr(guest));
+            }
+            if scratch == reg::STACK {
+                self.a.load(reg::STACK, hot!(stack_delta));
             }
         }
         if let Some(site) = site {
@@ -737,6 +747,31 @@ impl Builder<'_> {
 /// address only.
 fn is_near(offset: i64) -> bool {
     (0..=PAGE as i64 - 15).contains(&offset)
+}
+
+/// Where the guest registers of an instruction that stay in memory are meanwhile. `pointed`: S0 points to its memory
+/// operand; what is read before anything is written may then be written to S0, too. `stacked`: the operand is reached
+/// through [`reg::STACK`], which is else lent as well, and loaded again.
+fn scratch_registers(native: &Native, pointed: bool, stacked: bool) -> Option<Vec<(u8, u8)>> {
+    let pure = pointed && native.memory.is_some_and(|m| !m.written);
+    let mut free = vec![reg::STACK, reg::S0, reg::S1];
+    free.retain(|&r| r != reg::STACK || !stacked);
+    let mut moved: Vec<(u8, u8)> = Vec::new();
+    for g in &native.gprs {
+        if host(g.guest).is_some() || moved.iter().any(|m| m.0 == g.guest) {
+            continue;
+        }
+        let read = native.gprs.iter().any(|other| other.guest == g.guest && other.read);
+        let at = free.iter().rposition(|&r| r != reg::S0 || !pointed || pure && !read)?;
+        moved.push((g.guest, free.remove(at)));
+    }
+    Some(moved)
+}
+
+/// BH is among the operands.
+fn uses_bh(insn: &Insn) -> bool {
+    (0..insn.iced.op_count())
+        .any(|n| insn.iced.op_kind(n) == OpKind::Register && insn.iced.op_register(n) == Register::BH)
 }
 
 /// Jcc condition codes by iced's `ConditionCode`: none, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g.
