@@ -167,6 +167,15 @@ def test_a_timer_that_always_comes_back_does_not_hold_the_machine() -> None:
     assert len(count) == RUN_LIMIT
 
 
+def test_who_follows_memory_is_told_of_stores() -> None:
+    memory = L1Memory(HostRam(MIB), MIB)
+    memory.write(0x1000, b"12")
+    told: list[tuple[int, int]] = []
+    memory.on_write = lambda address, length: told.append((address, length))
+    memory.write(0x2FFF, b"345")
+    assert told == [(0x2FFF, 3)]
+
+
 def test_memory_translates_and_checks() -> None:
     class Sparse(HostRam):
         """Only remembers where it was written."""

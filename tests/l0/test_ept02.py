@@ -384,3 +384,16 @@ def test_what_l1_mapped_for_a_violation_is_there_when_l2_comes_back(tactic: Tact
     if world.ept02.expected >= 0:
         world.ept02.answer_expected()
     assert world.composed(0) == (0x3000, 7, 1)
+
+
+@pytest.mark.parametrize("tactic", [Tactic.EAGER, Tactic.UNSYNC])
+def test_what_a_device_stores_into_ept12_shows_at_invept(tactic: Tactic) -> None:
+    """DMA exits nowhere: the tables stay tracked, and those that were hit are compared."""
+    world = World(False, tactic=tactic)
+    world.map12(0, 0x3000)
+    world.ept02.resolve(0, ept.READ)
+    world.l1.on_write = world.tracking.stored
+    world.l1.write(world.top - 8, bytes(16))  # from the page before into the top table
+    assert world.composed(0) is not None and world.top in world.tracking
+    world.ept02.resync()
+    assert world.composed(0) is None

@@ -6,6 +6,7 @@ end of low RAM into the hole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from turtles.board import layout
@@ -32,6 +33,8 @@ class L1Memory:
         self.ram_size = ram_size
         self._low_end = layout.low_ram(ram_size)
         self._high_end = layout.HIGH_RAM + layout.high_ram(ram_size)
+        # Who is told of stores, by address and length, after each: a hypervisor that follows tables in RAM.
+        self.on_write: Callable[[int, int], None] | None = None
 
     def host_pa(self, address: int, length: int) -> int:
         """Host-physical address of a range that lies in RAM; raises `GuestMemoryError` for another."""
@@ -48,3 +51,5 @@ class L1Memory:
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes at a guest-physical address, all or none."""
         self._memory.write(self.host_pa(address, len(data)), bytes(data))
+        if self.on_write is not None:
+            self.on_write(address, len(data))

@@ -108,6 +108,8 @@ class Machine:
             self.mmu: MemoryMode = self.shadow
         else:
             self.mmu = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
+            if tactic is not Tactic.INVEPT:
+                self.l1.on_write = self.mmu.stored
         self.msr_bitmap01_host_pa = pool.allocate()
         efer = self.shadow is not None
         bitmap = make_bitmap(efer=efer)

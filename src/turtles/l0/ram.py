@@ -6,7 +6,7 @@ Not here: devices (MmioSpace) and translations through anyone's page tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from turtles.l0.ports import RamRegion
@@ -27,6 +27,8 @@ class L1Memory:
         self.regions = tuple(sorted(regions, key=lambda r: r.l1_pa))
         self._spans = tuple((r.l1_pa, r.l1_pa + r.size, r.host_pa - r.l1_pa) for r in self.regions)
         self._load = memory.load
+        # Who is told of stores, after each; none where nobody follows them.
+        self.on_write: Callable[[int, int], None] | None = None
 
     def host_pa(self, l1_pa: int) -> int:
         """Where `l1_pa` lies, or -1 outside RAM."""
@@ -80,13 +82,15 @@ class L1Memory:
         host_pa = self.contiguous(l1_pa, len(data))
         if host_pa >= 0:
             self.memory.write(host_pa, data)
-            return
-        done = 0
-        for at, length in _pages(l1_pa, len(data)):
-            host_pa = self.host_pa(at)
-            if host_pa >= 0:
-                self.memory.write(host_pa, data[done : done + length])
-            done += length
+        else:
+            done = 0
+            for at, length in _pages(l1_pa, len(data)):
+                host_pa = self.host_pa(at)
+                if host_pa >= 0:
+                    self.memory.write(host_pa, data[done : done + length])
+                done += length
+        if self.on_write is not None:
+            self.on_write(l1_pa, len(data))
 
 
 def _pages(address: int, size: int) -> list[tuple[int, int]]:

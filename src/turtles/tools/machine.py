@@ -170,6 +170,7 @@ class Rig:
                 ept12=self.options.ept12,
             )
             l0.add_vcpu(self.core, self.board.apic, self.board.events).start(self.guest)
+            self.board.memory.on_write = l0.l1.on_write
         except GuestStop as e:
             raise Failure(f"--cpu: {e}" if self.options.cpu.features else str(e)) from None
         return l0

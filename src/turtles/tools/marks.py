@@ -7,6 +7,7 @@ each level, exits. Reading them back is here too. Not here: what the lines mean.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from typing import IO, Any
@@ -37,6 +38,8 @@ class MarkWriter:
         stats = rig.vcpu.stats
         mark = {
             "ns": rig.core.now(),
+            # This is the machine's own thread: what the host's processor really gave it.
+            "cpu_ns": time.thread_time_ns(),
             # L1's share is worked out at the end of a run only; here it is what is not L2's.
             "retired": [0, rig.core.slots[RETIRED] - stats.retired[2], stats.retired[2]],
             "guest_ns": list(stats.guest_ns),
@@ -57,6 +60,7 @@ class Mark:
     exits: tuple[Row, ...]
     level: int
     line: str
+    cpu_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Span:
     guest_ns: tuple[int, ...]
     """By level."""
     exits: tuple[Row, ...]
+    cpu_ns: int = 0
+    """Processor time of the machine's thread: without waiting for a host that is busy with other work, and
+    without a guest's sleep."""
 
     def count(self, level: int, reason: str | None = None) -> int:
         """Exits of a level, for one reason or all."""
@@ -100,7 +107,8 @@ class Span:
     def from_json(cls, data: dict[str, Any]) -> Span:
         """What `as_json` made."""
         rows = tuple(Row(*row) for row in data["exits"])
-        return cls(data["ns"], tuple(data["retired"]), tuple(data["guest_ns"]), rows)
+        cpu_ns = data.get("cpu_ns", 0)
+        return cls(data["ns"], tuple(data["retired"]), tuple(data["guest_ns"]), rows, cpu_ns)
 
 
 def read(lines: Iterable[str]) -> Iterator[Mark]:
@@ -112,7 +120,8 @@ def read(lines: Iterable[str]) -> Iterator[Mark]:
             return
         exits = tuple(Row(*row) for row in data["exits"])
         retired, guest = tuple(data["retired"]), tuple(data["guest_ns"])
-        yield Mark(data["ns"], retired, guest, exits, data["level"], data["line"])
+        cpu_ns = data.get("cpu_ns", 0)
+        yield Mark(data["ns"], retired, guest, exits, data["level"], data["line"], cpu_ns)
 
 
 def between(begin: Mark, end: Mark) -> Span:
@@ -129,4 +138,4 @@ def between(begin: Mark, end: Mark) -> Span:
         return tuple(y - x for x, y in zip(a, b, strict=True))
 
     retired, guest = less(begin.retired, end.retired), less(begin.guest_ns, end.guest_ns)
-    return Span(end.ns - begin.ns, retired, guest, tuple(rows))
+    return Span(end.ns - begin.ns, retired, guest, tuple(rows), end.cpu_ns - begin.cpu_ns)

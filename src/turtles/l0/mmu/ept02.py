@@ -72,6 +72,10 @@ class Table:
         """See Follower."""
         self.owner.written(self, l1_pa, width, data)
 
+    def stored(self, l1_pa: int) -> None:
+        """See Follower: L1's INVEPT says when it must show, as for a store of its own."""
+        self.owner.doubtful[self] = None
+
     def untracked(self, l1_pa: int) -> None:
         """See Follower."""
         self.tracked = False

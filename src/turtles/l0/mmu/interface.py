@@ -47,6 +47,10 @@ class MemoryMode(Protocol):
         """L1 is about to store `data` on such a page; the caller permits the store."""
         ...
 
+    def stored(self, l1_pa: int, length: int) -> None:
+        """A device or L0 has stored to L1's memory."""
+        ...
+
     def untrack(self, l1_pa: int) -> None:
         """The page becomes writable: a write there cannot be told beforehand."""
         ...

@@ -125,6 +125,10 @@ class MultiDimensional:
         """See MemoryMode."""
         self._tracking.written(l1_pa, width, data)
 
+    def stored(self, l1_pa: int, length: int) -> None:
+        """See MemoryMode."""
+        self._tracking.stored(l1_pa, length)
+
     def untrack(self, l1_pa: int) -> None:
         """See MemoryMode."""
         self._tracking.give_up(l1_pa)

@@ -273,6 +273,9 @@ class ShadowOnShadow:
     def tracked_write(self, l1_pa: int, width: int, data: int) -> None:
         """See MemoryMode."""
 
+    def stored(self, l1_pa: int, length: int) -> None:
+        """See MemoryMode."""
+
     def untrack(self, l1_pa: int) -> None:
         """See MemoryMode."""
 

@@ -1,8 +1,8 @@
 """Write tracking: pages that are read-only in ept01, so that L1's writes to them exit, and who follows them.
 
 The paper's way to keep ept02 in step: L1's pages that hold ept12 are tracked, and L1's write changes ept02 at
-once. L1's stores alone are tracked; what devices, L0 or an L2 write there shows at L1's next INVEPT, if the
-follower looks at it then. It decides nothing about tables.
+once. Stores of L1 exit before they are made; of what devices and L0 store, followers are told afterwards
+(`stored`). It decides nothing about tables.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ class Follower(Protocol):
 
     def written(self, l1_pa: int, width: int, data: int) -> None:
         """L1 is about to store the low `width` bytes of `data` at `l1_pa`, or more behind it."""
+        ...
+
+    def stored(self, l1_pa: int) -> None:
+        """Something on the page at `l1_pa` has been written by a device or by L0."""
         ...
 
     def untracked(self, l1_pa: int) -> None:
@@ -71,6 +75,14 @@ class WriteTracking:
         """L1 stores to a tracked page: whoever follows it is told before."""
         for follower in tuple(self._followers[l1_pa & _PAGE]):
             follower.written(l1_pa, width, data)
+
+    def stored(self, l1_pa: int, length: int) -> None:
+        """A device or L0 has stored `length` bytes, by DMA: no exit tells of that."""
+        if not self._followers:
+            return
+        for page in range(l1_pa & _PAGE, l1_pa + length, ~_PAGE + 1):
+            for follower in self._followers.get(page, ()):
+                follower.stored(page)
 
     def give_up(self, l1_pa: int) -> None:
         """A write that cannot be told beforehand (event delivery, a page walk): the page is left alone."""

@@ -152,7 +152,7 @@ def _guest(
                 *("--debug-exit", "0xf4", *options),
             )
         else:
-            command = turtles_guest(_needed(images), c.settings.append, *options, disks=c.levels)
+            command = turtles_guest(_needed(images), c.append, *options, disks=c.levels)
         status = follow(command, reader, LIMIT_S)
         with contextlib.suppress(OSError):
             with log.open() as lines:
