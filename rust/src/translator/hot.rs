@@ -91,6 +91,9 @@ pub struct Hot {
     pub no_ac_mask: u64,
     /// everything but DF.
     pub no_direction_mask: u64,
+    /// What the offset of an operand from its page has beyond the page, or from a multiple of its size, for 1, 2, 4 and 8
+    /// bytes.
+    pub beyond: [u64; 4],
     /// What the helper has to look at, where it is not 0: see `Cpu::set_controls`.
     pub refused: Refused,
     /// RDTSC in line: minus the counter at the anchor,
@@ -230,6 +233,7 @@ impl Hot {
         self.no_interrupts_mask = !flag::IF;
         self.no_ac_mask = !flag::AC;
         self.no_direction_mask = !flag::DF;
+        self.beyond = [!0xfff, !0xffe, !0xffc, !0xff8];
         self.slots_secret = RandomState::new().hash_one(0u8);
         self.noted_count = NOTED as u64;
         self.forget_slots(true, true);

@@ -17,10 +17,25 @@ pub(super) struct Probe {
     /// Where it goes on in line.
     back: usize,
     memory: MemoryOperand,
-    /// Flags are in `saved_flags`.
-    saved: bool,
+    flags: Flags,
     site: usize,
+    /// Displacement of the operand's slot.
+    slot: i32,
 }
+
+/// Where the guest's flags are when an operand's slot does not match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flags {
+    /// Nobody will read them.
+    Dead,
+    /// In `saved_flags`.
+    Saved,
+    /// In the host; S1 holds the guest's RCX.
+    Host,
+}
+
+/// What an operand in line must not have in its offset from its page, by the log of its size.
+const BEYOND: [i32; 4] = [hot!(beyond), hot!(beyond) + 8, hot!(beyond) + 16, hot!(beyond) + 24];
 
 impl Builder<'_> {
     /// The host register of a guest register used in an address; loads it into `scratch` if it has none.
@@ -55,46 +70,94 @@ impl Builder<'_> {
         true
     }
 
-    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part.
-    /// Clobbers S1 and the flags, unless they live: then they are saved and restored.
+    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part. Clobbers S1 and the
+    /// flags, unless they live.
     pub(super) fn translate_address(&mut self, n: usize, m: MemoryOperand) -> usize {
-        let live = self.live[n];
-        if live {
-            save_flags(&mut self.a);
+        if !self.live[n] {
+            return self.translate_without_flags(n, m, false);
         }
-        let site = self.translate_without_flags(n, m, live);
-        if live {
-            restore_flags(&mut self.a);
+        if m.size.is_power_of_two() && m.size <= 8 && is_x86_feature_detected!("bmi2") {
+            return self.translate_beside_flags(n, m);
         }
+        save_flags(&mut self.a);
+        let site = self.translate_without_flags(n, m, true);
+        restore_flags(&mut self.a);
         site
+    }
+
+    /// The next site, for an access by instruction `n`, and where its slot lies.
+    fn slot(&mut self, n: usize, m: MemoryOperand) -> (usize, i32) {
+        let supervisor = self.context.variant & SUPERVISOR != 0;
+        let site = self.site(n, None);
+        let number = (self.context.first_site as usize + site) % SLOTS;
+        (site, hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32)
     }
 
     /// As [`Builder::translate_address`] with flags that may be clobbered; `saved`: the helper finds the guest's in
     /// `saved_flags`.
     pub(super) fn translate_without_flags(&mut self, n: usize, m: MemoryOperand, saved: bool) -> usize {
-        let supervisor = self.context.variant & SUPERVISOR != 0;
-        let site = self.site(n, None);
-        let number = (self.context.first_site as usize + site) % SLOTS;
-        let slot = hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32;
+        let (site, slot) = self.slot(n, m);
         // The page that this operand met last; the TLB is asked in the cold part.
         self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::RSP, slot)); // sub s0, [slot's page]
         let from = leave_page(&mut self.a, m);
         self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
         let back = self.a.at();
-        self.probes.push(Probe { from, back, memory: m, saved, site });
+        let flags = if saved { Flags::Saved } else { Flags::Dead };
+        self.probes.push(Probe { from, back, memory: m, flags, site, slot });
+        site
+    }
+
+    /// The same with flags that live, by instructions that have none: an operand at a multiple of its size goes on, others
+    /// are looked at again in the cold part. To save and restore flags is what costs most in arithmetic of many words.
+    fn translate_beside_flags(&mut self, n: usize, m: MemoryOperand) -> usize {
+        let sum = |disp| Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp };
+        let (site, slot) = self.slot(n, m);
+        self.a.load(reg::S1, slot);
+        self.a.op_reg(true, 0xf7, 2, reg::S1); // not s1
+        self.a.lea(true, reg::S0, sum(1));
+        self.a.mov(reg::S1, reg::RCX);
+        // pext rcx, s0, [beyond]
+        self.a.bytes(&[0xc4, 0xe2, 0x82 | (!reg::S0 & 15) << 3, 0xf5]);
+        self.a.modrm(reg::RCX, Address::base(reg::RSP, BEYOND[m.size.trailing_zeros() as usize]));
+        self.a.bytes(&[0xe3, 5]); // jrcxz over the jump
+        let from = self.a.jmp_later();
+        self.a.mov(reg::RCX, reg::S1);
+        self.a.load(reg::S1, slot + 8);
+        self.a.lea(true, reg::S0, sum(0));
+        let back = self.a.at();
+        self.probes.push(Probe { from, back, memory: m, flags: Flags::Host, site, slot });
         site
     }
 
     /// In the cold part: the TLB, for an operand whose slot has another page; what misses goes to the helper.
     pub(super) fn probe(&mut self, p: &Probe) {
         self.bind_cold(p.from);
+        let beside = p.flags == Flags::Host;
+        let mut beyond = 0;
+        if beside {
+            self.c.mov(reg::RCX, reg::S1);
+            save_flags(&mut self.c);
+            beyond = leave_page(&mut self.c, p.memory);
+            self.c.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, p.slot + 8));
+        }
+        let found = self.c.at();
+        if beside {
+            restore_flags(&mut self.c);
+            let back = self.c.jmp_later();
+            self.cold_line(back, p.back);
+            self.c.bind_here(beyond);
+        }
         self.c.mov_imm(reg::S1, self.context.first_site + p.site as u32);
         let call = self.c.call_later();
         self.cold_outside(call, self.context.glue.probes.operand(self.context.variant, p.memory));
         let back = self.c.jmp_later();
-        self.cold_line(back, p.back);
+        if beside {
+            self.c.bind(back, found);
+        } else {
+            self.cold_line(back, p.back);
+        }
         // The routine returns behind that jump where there is no translation.
-        self.call_handler(p.saved, p.site);
+        self.call_handler(p.flags != Flags::Dead, p.site);
     }
 
     /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
