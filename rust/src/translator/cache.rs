@@ -6,8 +6,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
-use iced_x86::InstructionInfoFactory;
-
 use super::asm::Asm;
 use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
@@ -116,7 +114,7 @@ pub struct Translator {
     pub sites: Vec<Site>,
     /// Direct branches, by number.
     pub links: Vec<Link>,
-    pub(super) infos: InstructionInfoFactory,
+    pub(super) scratch: fragment::Scratch,
     limit: usize,
     /// Flags are exact wherever the state can be seen: for lockstep with the interpreter.
     pub exact_flags: bool,
@@ -179,7 +177,7 @@ impl Translator {
             by_page: HashMap::default(),
             sites: Vec::new(),
             links: Vec::new(),
-            infos: InstructionInfoFactory::new(),
+            scratch: fragment::Scratch::default(),
             limit,
             exact_flags: false,
             warm: WARM,
@@ -270,7 +268,8 @@ impl Translator {
             next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
-        let draft = fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.infos);
+        fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.scratch);
+        let draft = &self.scratch.draft;
         let line = self.code.append(&draft.code)?;
         let cold = self.code.append_cold(&draft.cold)?;
         let address = |place: Place32| match place {
@@ -314,15 +313,15 @@ impl Translator {
         if crossing {
             self.by_page.entry(block.second_pa / 4096).or_default().push(number);
         }
-        if let Some(old) = old {
-            self.redirect(old, number);
-        }
         let s = &mut self.statistics;
         s.fragments += 1;
         s.instructions += block.insns.len() as u64;
         s.native += u64::from(draft.native);
         s.bytes += (draft.code.len() + draft.cold.len()) as u64;
-        s.translating_ns += begin.elapsed().as_nanos() as u64;
+        if let Some(old) = old {
+            self.redirect(old, number);
+        }
+        self.statistics.translating_ns += begin.elapsed().as_nanos() as u64;
         Some(number)
     }
 

@@ -11,10 +11,10 @@ const STATUS: u32 = RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBit
 
 /// For each instruction: must the flags that stand before it survive until it has executed? The last
 /// element tells it of the end. `exact`: they always must.
-#[must_use]
-pub fn live(insns: &[Insn], plans: &[Plan], exact: bool) -> Vec<bool> {
+pub fn live(insns: &[Insn], plans: &[Plan], exact: bool, result: &mut Vec<bool>) {
     let mut live = STATUS;
-    let mut result = vec![true; insns.len() + 1];
+    result.clear();
+    result.resize(insns.len() + 1, true);
     for n in (0..insns.len()).rev() {
         let i = &insns[n].iced;
         if exact || matches!(plans[n], Plan::Interpret | Plan::System(System::Call | System::Return)) {
@@ -28,7 +28,6 @@ pub fn live(insns: &[Insn], plans: &[Plan], exact: bool) -> Vec<bool> {
         }
         result[n] = live != 0;
     }
-    result
 }
 
 /// A shift by CL writes no flags when CL is 0.

@@ -12,7 +12,7 @@ mod system;
 pub use strings::Repeat;
 pub use system::System;
 
-use iced_x86::{InstructionInfoFactory, OpKind, Register};
+use iced_x86::{OpKind, Register};
 
 use super::asm::{Address, Asm, cc, reg};
 use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
@@ -20,6 +20,8 @@ use super::encoding::{Encoding, Rm};
 use super::flags;
 use super::glue::{Glue, gpr, host, restore_flags, save_flags, state};
 use super::hot::hot;
+use super::shape::Shapes;
+use super::short::Short;
 use super::variant::PLAIN;
 use crate::decode::{Insn, SLOT_RIP};
 use crate::state::seg;
@@ -140,39 +142,74 @@ struct Builder<'a> {
     pending: i32,
 }
 
-/// Translates `insns`, whose bytes are `bytes` at offset `offset` of their page.
-#[must_use]
-pub fn translate(
-    insns: &[Insn],
-    bytes: &[u8],
-    offset: u64,
-    context: &Context<'_>,
-    infos: &mut InstructionInfoFactory,
-) -> Draft {
-    let plans: Vec<Plan> = insns.iter().map(|i| classify(i, context.variant, infos)).collect();
-    let live = flags::live(insns, &plans, context.exact_flags);
-    let mut offsets = vec![offset];
-    for insn in insns {
-        offsets.push(offsets[offsets.len() - 1] + u64::from(insn.len));
+/// What translation of one fragment leaves to that of the next: its result, and room.
+#[derive(Default)]
+pub struct Scratch {
+    /// The fragment translated last.
+    pub draft: Draft,
+    code: [Vec<u8>; 2],
+    plans: Vec<Plan>,
+    offsets: Vec<u64>,
+    cold: Vec<Cold>,
+    probes: Vec<operand::Probe>,
+    live: Vec<bool>,
+    groups: Vec<stack::Group>,
+    stacked: Vec<bool>,
+    checks: Vec<stack::Check>,
+    shapes: Shapes,
+}
+
+impl Draft {
+    /// As new, with the room it had.
+    fn reset(&mut self) {
+        self.code.clear();
+        self.cold.clear();
+        self.branches.clear();
+        self.sites.clear();
+        self.links.clear();
+        self.starts.clear();
+        self.native = 0;
     }
-    let (groups, stacked) = if context.variant & PLAIN != 0 {
-        (Vec::new(), vec![false; insns.len()])
-    } else {
-        stack::groups(insns, &plans)
-    };
+}
+
+/// Room for what a fragment needs, empty.
+fn room<T>(of: &mut Vec<T>) -> Vec<T> {
+    of.clear();
+    std::mem::take(of)
+}
+
+/// Translates `insns`, whose bytes are `bytes` at offset `offset` of their page, into `scratch.draft`.
+pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_>, scratch: &mut Scratch) {
+    let mut plans = room(&mut scratch.plans);
+    plans.extend(insns.iter().map(|i| classify(i, context.variant, &mut scratch.shapes)));
+    flags::live(insns, &plans, context.exact_flags, &mut scratch.live);
+    let mut offsets = room(&mut scratch.offsets);
+    let mut end = offset;
+    offsets.push(end);
+    for insn in insns {
+        end += u64::from(insn.len);
+        offsets.push(end);
+    }
+    let (mut groups, mut stacked) = (room(&mut scratch.groups), room(&mut scratch.stacked));
+    stacked.resize(insns.len(), false);
+    if context.variant & PLAIN == 0 {
+        stack::groups(insns, &plans, &mut groups, &mut stacked);
+    }
+    scratch.draft.reset();
+    let [line, cold] = &mut scratch.code;
     let mut b = Builder {
-        a: Asm::default(),
-        c: Asm::default(),
-        draft: Draft::default(),
+        a: Asm { code: room(line) },
+        c: Asm { code: room(cold) },
+        draft: std::mem::take(&mut scratch.draft),
         context,
         insns,
         offsets,
-        cold: Vec::new(),
-        probes: Vec::new(),
-        live,
+        cold: room(&mut scratch.cold),
+        probes: room(&mut scratch.probes),
+        live: std::mem::take(&mut scratch.live),
         groups,
         stacked,
-        checks: Vec::new(),
+        checks: room(&mut scratch.checks),
         pending: 0,
     };
     b.entry();
@@ -189,7 +226,13 @@ pub fn translate(
         let end = b.offsets[insns.len()];
         b.go_to(end as i64);
     }
-    b.finish()
+    b.finish();
+    std::mem::swap(&mut b.a.code, &mut b.draft.code);
+    std::mem::swap(&mut b.c.code, &mut b.draft.cold);
+    scratch.code = [b.a.code, b.c.code];
+    (scratch.draft, scratch.plans, scratch.offsets, scratch.live) = (b.draft, plans, b.offsets, b.live);
+    (scratch.cold, scratch.probes, scratch.checks) = (b.cold, b.probes, b.checks);
+    (scratch.groups, scratch.stacked) = (b.groups, b.stacked);
 }
 
 impl Builder<'_> {
@@ -710,20 +753,24 @@ impl Builder<'_> {
         self.cold_outside(at, self.context.glue.slow);
     }
 
-    fn finish(mut self) -> Draft {
+    fn finish(&mut self) {
         self.draft.starts.push(self.a.at() as u32);
-        for probe in std::mem::take(&mut self.probes) {
-            self.probe(&probe);
+        let probes = std::mem::take(&mut self.probes);
+        for probe in &probes {
+            self.probe(probe);
         }
-        for check in std::mem::take(&mut self.checks) {
-            self.other_stack(&check);
+        let checks = std::mem::take(&mut self.checks);
+        for check in &checks {
+            self.other_stack(check);
         }
-        for cold in std::mem::take(&mut self.cold) {
-            for at in cold.from {
+        let cold = std::mem::take(&mut self.cold);
+        for cold in &cold {
+            for &at in &cold.from {
                 self.bind_cold(at);
             }
             self.call_handler(cold.saved, cold.site);
         }
+        (self.probes, self.checks, self.cold) = (probes, checks, cold);
         for n in 0..2 {
             self.draft.stale[n] = self.c.at() as u32;
             if self.context.variant & PLAIN == 0 {
@@ -737,9 +784,6 @@ impl Builder<'_> {
             }
             self.plain_link(0);
         }
-        self.draft.code = self.a.code;
-        self.draft.cold = self.c.code;
-        self.draft
     }
 }
 
@@ -752,18 +796,23 @@ fn is_near(offset: i64) -> bool {
 /// Where the guest registers of an instruction that stay in memory are meanwhile. `pointed`: S0 points to its memory
 /// operand; what is read before anything is written may then be written to S0, too. `stacked`: the operand is reached
 /// through [`reg::STACK`], which is else lent as well, and loaded again.
-fn scratch_registers(native: &Native, pointed: bool, stacked: bool) -> Option<Vec<(u8, u8)>> {
+fn scratch_registers(native: &Native, pointed: bool, stacked: bool) -> Option<Short<(u8, u8), 3>> {
     let pure = pointed && native.memory.is_some_and(|m| !m.written);
-    let mut free = vec![reg::STACK, reg::S0, reg::S1];
-    free.retain(|&r| r != reg::STACK || !stacked);
-    let mut moved: Vec<(u8, u8)> = Vec::new();
+    let mut moved: Short<(u8, u8), 3> = Short::default();
     for g in &native.gprs {
         if host(g.guest).is_some() || moved.iter().any(|m| m.0 == g.guest) {
             continue;
         }
         let read = native.gprs.iter().any(|other| other.guest == g.guest && other.read);
-        let at = free.iter().rposition(|&r| r != reg::S0 || !pointed || pure && !read)?;
-        moved.push((g.guest, free.remove(at)));
+        let scratch = [reg::S1, reg::S0, reg::STACK].into_iter().find(|&r| match r {
+            _ if moved.iter().any(|m| m.1 == r) => false,
+            reg::S0 => !pointed || pure && !read,
+            reg::STACK => !stacked,
+            _ => true,
+        })?;
+        if !moved.push((g.guest, scratch)) {
+            return None;
+        }
     }
     Some(moved)
 }

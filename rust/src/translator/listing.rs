@@ -96,7 +96,8 @@ impl Translator {
             next: None, // only what lies behind a last STI is told wrong
             exact_flags: self.exact_flags,
         };
-        let draft = fragment::translate(&f.insns, &f.bytes, f.host_pa % 4096, &context, &mut self.infos);
+        fragment::translate(&f.insns, &f.bytes, f.host_pa % 4096, &context, &mut self.scratch);
+        let draft = &self.scratch.draft;
         let mut guest = Vec::new();
         let mut rest = &f.bytes[..];
         for insn in &*f.insns {
@@ -107,6 +108,6 @@ impl Translator {
         let code = self.code.read(f.line.0, f.line.1 as usize);
         let cold = self.code.read(f.cold.0, f.cold.1 as usize);
         let (base, cold_base) = (f.line.0 as u64, f.cold.0 as u64);
-        Some(Listing { host_pa: f.host_pa, guest, base, code, cold_base, cold, starts: draft.starts })
+        Some(Listing { host_pa: f.host_pa, guest, base, code, cold_base, cold, starts: draft.starts.clone() })
     }
 }

@@ -32,6 +32,8 @@ pub mod variant {
     pub const PLAIN: u8 = 16;
 }
 mod run;
+mod shape;
+mod short;
 
 pub use cache::{DEFAULT_BYTES, Statistics, Translator};
 pub use listing::Listing;

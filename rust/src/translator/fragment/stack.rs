@@ -111,10 +111,8 @@ fn stack_use(insn: &Insn, plan: &Plan) -> Use {
     }
 }
 
-/// The groups of a fragment, in order, and which instructions access the stack in one.
-pub(super) fn groups(insns: &[Insn], plans: &[Plan]) -> (Vec<Group>, Vec<bool>) {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut stacked = vec![false; insns.len()];
+/// The groups of a fragment, in order, and which instructions access the stack in one (all false before).
+pub(super) fn groups(insns: &[Insn], plans: &[Plan], groups: &mut Vec<Group>, stacked: &mut [bool]) {
     // The last group goes on, and RSP is so far from where it began.
     let mut open: Option<i32> = None;
     for (n, (insn, plan)) in insns.iter().zip(plans).enumerate() {
@@ -132,7 +130,6 @@ pub(super) fn groups(insns: &[Insn], plans: &[Plan]) -> (Vec<Group>, Vec<bool>) 
         }
         open = open.zip(used.moves).map(|(at, by)| at + by).filter(|at| at.abs() <= 4 * SPAN);
     }
-    (groups, stacked)
 }
 
 impl Builder<'_> {
