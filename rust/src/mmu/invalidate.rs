@@ -53,7 +53,7 @@ pub enum Invalidation {
 }
 
 /// Does an INVEPT of `eptp` (`None`: all) reach the address space?
-fn names(eptp: Option<u64>, key: &Key) -> bool {
+pub(super) fn names(eptp: Option<u64>, key: &Key) -> bool {
     eptp.is_none_or(|eptp| eptp & super::ADDRESS_MASK == key.ep4ta())
 }
 
@@ -62,7 +62,7 @@ impl Cpu {
     pub fn invalidate(&mut self, what: Invalidation) {
         let base = self.memory.base() as u64;
         self.drop_cached(what, base);
-        self.mmu.drop_given_out(&what);
+        self.mmu.drop_given_out(&what, base);
     }
 
     fn drop_cached(&mut self, what: Invalidation, base: u64) {

@@ -9,6 +9,7 @@ mod apic;
 mod assist;
 mod epochs;
 mod ept;
+mod given;
 mod invalidate;
 mod shootdown;
 mod slow;
@@ -20,8 +21,9 @@ mod watch;
 
 pub use assist::{AccessKind, assist_kind};
 pub use epochs::EPOCH_SPARE;
+pub use given::{Lost, Stamps};
 pub use invalidate::Invalidation;
-pub use space::{Mmu, Stamps};
+pub use space::Mmu;
 pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};
 pub use walk::pdpte_valid;
 

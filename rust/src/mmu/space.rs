@@ -5,7 +5,8 @@
 use super::Invalidation;
 use super::epochs::Group;
 use super::ept::EptCache;
-use super::tlb::{Context, Key, NOTHING, SupervisorPages, TlbEntry, View, slot};
+use super::given::Given;
+use super::tlb::{Context, Key, NOTHING, TlbEntry, View, slot};
 use super::watch::Watch;
 use crate::cpu::Cpu;
 use crate::state::cr;
@@ -13,15 +14,6 @@ use crate::vmx::capabilities::ept_vpid;
 
 /// Address spaces kept at most; the least recently used one makes room.
 const CONTEXTS: usize = 64;
-
-/// See [`Cpu::translation_stamps`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Stamps {
-    /// Of accesses at CPL 3.
-    pub user: u64,
-    /// Of accesses at CPL 0.
-    pub supervisor: u64,
-}
 
 /// Address spaces and their TLBs. The three pointers come first and in this order: translated code loads them.
 #[repr(C)]
@@ -47,10 +39,8 @@ pub struct Mmu {
     /// The context in force.
     pub(super) current: usize,
     clock: u64,
-    /// See [`Cpu::translation_stamps`].
-    stamps: Stamps,
-    /// What the translations are that supervisor accesses may have been given out under the present stamp.
-    supervisor: SupervisorPages,
+    /// What translated code was given.
+    pub(super) given: Given,
     /// Address spaces that share global translations.
     pub(super) groups: Vec<Group>,
     /// Last number given out by [`Cpu::code_epochs`].
@@ -80,8 +70,7 @@ impl Default for Mmu {
             keys: Vec::new(),
             current: 0,
             clock: 0,
-            stamps: Stamps::default(),
-            supervisor: SupervisorPages::default(),
+            given: Given::default(),
             groups: Vec::new(),
             last_epoch: 0,
             ept: EptCache::default(),
@@ -116,6 +105,7 @@ impl Mmu {
     pub(super) fn select(&mut self, key: Key) {
         self.clock += 1;
         let before = self.current;
+        let key_before = self.keys.get(before).copied();
         if let Some(found) = self.keys.iter().position(|k| *k == key) {
             self.current = found;
         } else if self.contexts.len() < CONTEXTS {
@@ -133,36 +123,8 @@ impl Mmu {
             self.tidy_groups();
         }
         self.contexts[self.current].used = self.clock;
-        if self.current != before {
-            self.stamps.user += 1;
-            let pages = self.contexts[self.current].supervisor;
-            if self.supervisor.all_global() && self.keys[before].shares_globals(&key) {
-                self.supervisor.add(&pages);
-            } else {
-                self.stamps.supervisor += 1;
-                self.supervisor = pages;
-            }
-        }
-    }
-
-    /// A supervisor access was given a translation that stays when its privilege is all that is asked for.
-    #[inline]
-    pub(super) fn note_supervisor(&mut self, linear: u64, global: bool) {
-        self.supervisor.note(linear, global);
-        self.contexts[self.current].supervisor.note(linear, global);
-    }
-
-    /// `what` is about to be dropped.
-    pub(super) fn drop_given_out(&mut self, what: &Invalidation) {
-        self.stamps.user += 1;
-        let stays = match *what {
-            Invalidation::Pcid { .. } | Invalidation::VpidRetainingGlobals { .. } => self.supervisor.all_global(),
-            Invalidation::Address { linear, .. } => !self.supervisor.reach(linear),
-            _ => false,
-        };
-        if !stays {
-            self.stamps.supervisor += 1;
-            self.supervisor = self.contexts.get(self.current).map_or_else(Default::default, |c| c.supervisor);
+        if key_before != Some(key) {
+            self.space_changed(key_before);
         }
     }
 
@@ -206,15 +168,6 @@ impl Cpu {
         let context = self.mmu.contexts.get(self.mmu.current);
         let (user, own) = context.map_or(nothing, |c| (c.array(View::User), c.array(kernel)));
         (user, own, View::User as u16 ^ kernel as u16)
-    }
-
-    /// Numbers that stay the same while every translation that the TLB gave out for explicit data accesses holds.
-    /// That of supervisor accesses (with SMAP: those that it checks) survives a switch to another address space that
-    /// shares the global translations, where no other was given out, and the loss of addresses far from all of them.
-    #[inline]
-    #[must_use]
-    pub fn translation_stamps(&self) -> Stamps {
-        self.mmu.stamps
     }
 
     /// At VM entry, when `ctl` and the guest state are loaded: selects the address space. With VPID disabled

@@ -5,6 +5,7 @@
 //! the address of the last byte) that the access stays in the page. It does not know how to fill itself.
 
 use super::epochs::CodePages;
+use super::given::SupervisorPages;
 
 /// Entries of one array.
 pub const ENTRIES: usize = 4096;
@@ -116,46 +117,6 @@ impl Key {
     #[must_use]
     pub fn ep4ta(&self) -> u64 {
         self.eptp & super::ADDRESS_MASK
-    }
-}
-
-/// What is known of all translations for supervisor accesses together, in few bits.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SupervisorPages {
-    /// One of them is not global.
-    not_global: bool,
-    /// The regions of 512 GiB that they lie in.
-    regions: [u64; 8],
-}
-
-impl SupervisorPages {
-    #[inline]
-    pub fn note(&mut self, linear: u64, global: bool) {
-        let region = (linear >> 39) as usize & 511;
-        self.regions[region / 64] |= 1 << (region % 64);
-        self.not_global |= !global;
-    }
-
-    /// Those of `other`, too.
-    pub fn add(&mut self, other: &Self) {
-        self.not_global |= other.not_global;
-        self.regions.iter_mut().zip(other.regions).for_each(|(region, other)| *region |= other);
-    }
-
-    /// What is not global was dropped.
-    pub fn forget_not_global(&mut self) {
-        self.not_global = false;
-    }
-
-    /// A switch to another PCID changes none of them.
-    pub fn all_global(&self) -> bool {
-        !self.not_global
-    }
-
-    /// One of them may be in the same large page as `linear`.
-    pub fn reach(&self, linear: u64) -> bool {
-        let region = (linear >> 39) as usize & 511;
-        self.regions[region / 64] >> (region % 64) & 1 != 0
     }
 }
 
@@ -312,7 +273,13 @@ impl Context {
     /// Whether the translation of `linear` in a view is global, and whether it may be a part of a large page.
     #[must_use]
     pub fn kind_of(&self, view: View, linear: u64) -> (bool, bool) {
-        (bit(&self.global, view as usize * ENTRIES + slot(linear)), bit(&self.large, large_bit(linear)))
+        (bit(&self.global, view as usize * ENTRIES + slot(linear)), self.may_be_large(linear))
+    }
+
+    /// The translation of `linear` may be a part of a large page.
+    #[must_use]
+    pub fn may_be_large(&self, linear: u64) -> bool {
+        bit(&self.large, large_bit(linear))
     }
 
     /// Drops everything (`keep_global`: but for global translations).
@@ -345,7 +312,7 @@ impl Context {
         if self.code_pages.may_have(page) {
             self.forget_targets();
         }
-        if bit(&self.large, large_bit(linear)) {
+        if self.may_be_large(linear) {
             // Fragments of a 2-MiB or 4-MiB page lie in two regions at most; a 1-GiB page has all regions
             // marked that were touched. Dropping the whole gigabyte covers all of them.
             self.forget_targets();

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::crossing::Side;
 use crate::cpu::Cpu;
-use crate::mmu::{Stamps, TlbEntry};
+use crate::mmu::{Lost, Mmu, Stamps, TlbEntry};
 use crate::state::flag;
 
 /// Entries of the table of branch targets.
@@ -14,20 +14,23 @@ pub const TARGETS: usize = 65536;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Pages remembered for each kind of access and privilege.
-pub const SLOTS: usize = 512;
+pub const SLOTS: usize = 4096;
 
-/// Slots noted one by one when they are filled.
-pub const NOTED: usize = 255;
+/// Slots that are noted together when one of them is filled.
+pub const BLOCK: usize = 32;
 
 /// First slot of a kind of access.
 #[must_use]
 pub fn slot_part(written: bool, supervisor: bool) -> usize {
-    (usize::from(written) * 2 + usize::from(supervisor)) * SLOTS
+    (usize::from(supervisor) * 2 + usize::from(written)) * SLOTS
 }
 
-/// The part of slot `number` is one of supervisor accesses.
-fn is_supervisor(number: usize) -> bool {
-    number / SLOTS % 2 == 1
+/// Blocks of the parts for one privilege.
+const BLOCKS: usize = 2 * SLOTS / BLOCK;
+
+/// The half of the address space that a page lies in, as a bit: what [`Hot::filled`] says of a block.
+fn half_bit(page: u64) -> u8 {
+    1 << (page >> 63)
 }
 
 /// Instructions whose place in line is taken by the helper, by what they need.
@@ -123,10 +126,8 @@ pub struct Hot {
     pub other_stack: [u64; 2],
     /// The stack is the one of CPL 0.
     pub supervisor_stack: bool,
-    /// How many slots were noted in `noted`; [`NOTED`]: too many.
-    pub noted_count: u64,
-    /// Slots that were filled, by their offset in `slots`.
-    pub noted: [u16; NOTED + 1],
+    /// What pages the slots of each block may hold: of the lower half of the address space (bit 0), of the upper (bit 1).
+    pub filled: [u8; 2 * BLOCKS],
     /// What empty slots point to.
     dummy: [u64; 512 + 8],
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
@@ -164,53 +165,87 @@ impl Hot {
         (self.targets[at].0 == tag).then_some(self.targets[at].1)
     }
 
-    /// Forgets the remembered pages unless the MMU is as it was.
+    /// Forgets those remembered pages that the MMU has dropped.
     #[inline]
-    pub fn keep_slots(&mut self, stamps: Stamps) {
-        if self.slots_stamps != stamps {
-            let old = std::mem::replace(&mut self.slots_stamps, stamps);
-            self.forget_slots(old.user != stamps.user, old.supervisor != stamps.supervisor);
+    pub fn keep_slots(&mut self, mmu: &Mmu) {
+        if self.slots_stamps != mmu.stamps() {
+            self.forget_dropped(mmu);
         }
     }
 
-    /// The tag of an empty slot is not canonical and not to be guessed; who met it all the same would reach a
-    /// page of nobody.
-    fn forget_slots(&mut self, user: bool, supervisor: bool) {
-        self.slots_secret = self.slots_secret.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        let tag = 1 << 63 | self.slots_secret >> 2 & !0xfff;
-        let nobody = (&raw const self.dummy) as u64;
-        let goes = |of_supervisor: bool| if of_supervisor { supervisor } else { user };
-        // What is noted and stays is noted again, from the front.
-        let mut kept = 0;
-        let noted = self.noted_count as usize;
-        if noted < NOTED {
-            for n in 0..noted {
-                let offset = self.noted[n];
-                let number = usize::from(offset) / 16;
-                if goes(is_supervisor(number)) {
-                    if let Some(slot) = self.slots.get_mut(number) {
-                        *slot = [tag, nobody];
-                    }
-                } else {
-                    self.noted[kept] = offset;
-                    kept += 1;
-                }
-            }
-        } else {
-            for (part, slots) in self.slots.chunks_exact_mut(SLOTS).enumerate() {
-                if goes(is_supervisor(part * SLOTS)) {
-                    slots.fill([tag, nobody]);
-                }
-            }
-            // Nothing is known of what stays.
-            kept = if user && supervisor { 0 } else { NOTED };
+    fn forget_dropped(&mut self, mmu: &Mmu) {
+        let new = mmu.stamps();
+        let old = std::mem::replace(&mut self.slots_stamps, new);
+        let lost = mmu.lost_since(old.lost);
+        let all = lost.is_none();
+        let halves = [0, 1].map(|half| all || old.supervisor[half] != new.supervisor[half]);
+        self.forget_slots(all || old.user != new.user, halves);
+        for what in lost.into_iter().flatten() {
+            self.forget_page(what);
         }
-        self.noted_count = kept as u64;
-        let no_stack = [tag, nobody.wrapping_sub(tag)];
-        if goes(self.supervisor_stack) {
+    }
+
+    /// A slot that nothing matches. Its tag is not canonical and not to be guessed; who met it all the same would reach a
+    /// page of nobody.
+    fn empty_slot(&mut self) -> [u64; 2] {
+        self.slots_secret = self.slots_secret.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        [1 << 63 | self.slots_secret >> 2 & !0xfff, (&raw const self.dummy) as u64]
+    }
+
+    /// Forgets what accesses at CPL 3 met, and what those at CPL 0 met in the lower and in the upper half.
+    fn forget_slots(&mut self, user: bool, halves: [bool; 2]) {
+        let empty = self.empty_slot();
+        let of_user = if user { 3 } else { 0 };
+        let of_supervisor = u8::from(halves[0]) | u8::from(halves[1]) << 1;
+        for (blocks, goes) in [(0..BLOCKS, of_user), (BLOCKS..2 * BLOCKS, of_supervisor)] {
+            if goes == 0 {
+                continue;
+            }
+            for block in blocks {
+                let held = self.filled[block];
+                if held & goes == 0 {
+                    continue;
+                }
+                self.filled[block] = held & !goes;
+                let slots = &mut self.slots[block * BLOCK..][..BLOCK];
+                if held & !goes == 0 {
+                    slots.fill(empty);
+                } else {
+                    slots.iter_mut().filter(|slot| half_bit(slot[0]) & goes != 0).for_each(|slot| *slot = empty);
+                }
+            }
+        }
+        let of_stack = |supervisor: bool| if supervisor { of_supervisor } else { of_user };
+        let no_stack = [empty[0], empty[1].wrapping_sub(empty[0])];
+        if half_bit(self.stack_page) & of_stack(self.supervisor_stack) != 0 {
             [self.stack_page, self.stack_delta] = no_stack;
         }
-        if goes(!self.supervisor_stack) {
+        if half_bit(self.other_stack[0]) & of_stack(!self.supervisor_stack) != 0 {
+            self.other_stack = no_stack;
+        }
+    }
+
+    /// Forgets one page.
+    fn forget_page(&mut self, what: Lost) {
+        let empty = self.empty_slot();
+        let (parts, field, lost) = match what {
+            Lost::User { page } => ([0, 1], 0, page),
+            Lost::Writes { host } => ([1, 3], 1, host),
+        };
+        for part in parts {
+            for block in part * BLOCKS / 2..(part + 1) * BLOCKS / 2 {
+                if self.filled[block] != 0 {
+                    let slots = &mut self.slots[block * BLOCK..][..BLOCK];
+                    slots.iter_mut().filter(|slot| slot[field] == lost).for_each(|slot| *slot = empty);
+                }
+            }
+        }
+        // A stack is written, and its privilege is of no interest: to look for its page costs little.
+        let no_stack = [empty[0], empty[1].wrapping_sub(empty[0])];
+        if [self.stack_page, self.stack_page.wrapping_add(self.stack_delta)][field] == lost {
+            [self.stack_page, self.stack_delta] = no_stack;
+        }
+        if [self.other_stack[0], self.other_stack[0].wrapping_add(self.other_stack[1])][field] == lost {
             self.other_stack = no_stack;
         }
     }
@@ -235,8 +270,8 @@ impl Hot {
         self.no_direction_mask = !flag::DF;
         self.beyond = [!0xfff, !0xffe, !0xffc, !0xff8];
         self.slots_secret = RandomState::new().hash_one(0u8);
-        self.noted_count = NOTED as u64;
-        self.forget_slots(true, true);
+        self.filled = [3; 2 * BLOCKS];
+        self.forget_slots(true, [true; 2]);
         self.forget_targets();
     }
 
@@ -253,5 +288,3 @@ macro_rules! hot {
     };
 }
 pub(crate) use hot;
-
-const _: () = assert!(16 * 4 * SLOTS <= 1 << 16);

@@ -5,8 +5,8 @@
 
 use super::asm::{Address, Asm, cc, reg};
 use super::classify::MemoryOperand;
-use super::glue::{and_imm, shift_left, shift_right};
-use super::hot::{NOTED, SLOTS, hot, slot_part};
+use super::glue::{and_imm, shift_right};
+use super::hot::{BLOCK, hot};
 use super::variant::{SMAP, SUPERVISOR};
 
 /// Offsets of a TLB entry's fields.
@@ -35,8 +35,8 @@ fn kind(variant: u8) -> usize {
 }
 
 impl Probes {
-    /// For a memory operand. S0 is its address minus the page in its slot, S1 its site; S0 becomes its host pointer. It
-    /// clobbers S1 and the flags. After a miss it returns [`MISS`] bytes further on.
+    /// For a memory operand. S0 is its address minus the page in its slot, S1 the slot's offset; S0 becomes its host pointer.
+    /// It clobbers S1 and the flags. After a miss it returns [`MISS`] bytes further on.
     #[must_use]
     pub fn operand(&self, variant: u8, m: MemoryOperand) -> usize {
         let size = SIZES.iter().position(|&s| s >= m.size).unwrap_or(SIZES.len() - 1);
@@ -103,11 +103,6 @@ fn call(a: &mut Asm, routine: usize) {
 fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
     let slots = hot!(slots);
     let in_slot = |disp: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 0, disp: 8 + slots + disp };
-    // S1 = offset of the slot
-    and_imm(a, reg::S1, SLOTS as u32 - 1);
-    shift_left(a, reg::S1, 4);
-    a.op_reg(false, 0x81, 1, reg::S1); // or s1, part
-    a.bytes(&(16 * slot_part(m.written, kind != 0) as u32).to_le_bytes());
     a.op_mem(true, 0x03, reg::S0, in_slot(0));
     a.op_mem(true, 0x89, reg::RAX, here(hot!(saved_rax)));
     let again = a.at();
@@ -124,19 +119,18 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
         a.op_mem(true, 0x3b, reg::RCX, here(hot!(tlb_unchecked)));
         unchecked = Some(a.jcc_later(cc::E));
     }
-    a.op_mem(true, 0x8b, reg::RCX, Address::base(reg::RAX, tag));
-    a.op_mem(true, 0x89, reg::RCX, in_slot(0));
     a.op_mem(true, 0x8b, reg::RCX, Address::base(reg::RAX, HOST));
     a.op_mem(true, 0x89, reg::RCX, in_slot(8));
-    // Noted, unless there are too many.
-    a.op_mem(true, 0x8b, reg::RCX, here(hot!(noted_count)));
-    let noted = Address { base: Some(reg::RSP), index: Some(reg::RCX), shift: 1, disp: 8 + hot!(noted) };
-    a.bytes(&[0x66]);
-    a.op_mem(false, 0x89, reg::S1, noted);
-    a.op_reg(false, 0x81, 7, reg::RCX); // cmp ecx, NOTED
-    a.bytes(&(NOTED as u32).to_le_bytes());
-    a.op_mem(true, 0x83, 2, here(hot!(noted_count))); // adc qword [noted_count], 0
-    a.bytes(&[0]);
+    a.op_mem(true, 0x8b, reg::RCX, Address::base(reg::RAX, tag));
+    a.op_mem(true, 0x89, reg::RCX, in_slot(0));
+    // Its block now holds a page of this half.
+    shift_right(a, reg::RCX, 63);
+    a.op_reg(false, 0x83, 0, reg::RCX); // add ecx, 1
+    a.bytes(&[1]);
+    const _: () = assert!(16 * BLOCK == 1 << 9);
+    shift_right(a, reg::S1, 9);
+    let block = Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 0, disp: 8 + hot!(filled) };
+    a.op_mem(false, 0x08, reg::RCX, block); // or [block], cl
     if let Some(at) = unchecked {
         a.bind_here(at);
     }

@@ -98,12 +98,11 @@ impl Cpu {
         self.set_epochs(variant);
         let (tlb, checked, unchecked) = (self.data_array(), self.view_array(true), self.view_array(false));
         let window = self.ctl.primary & primary::INTERRUPT_WINDOW | u32::from(self.ctl.virtual_interrupt);
-        let stamps = self.translation_stamps();
         self.set_controls();
         self.set_crossing();
         let supervisor = self.mode.cpl == 0;
         let hot = self.state.hot();
-        hot.keep_slots(stamps);
+        hot.keep_slots(&self.mmu);
         hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
         (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
@@ -290,7 +289,7 @@ impl Cpu {
                     && self.memory.code_log().position() == seen
                     && self.state.hot().slots_stamps == stamps;
                 let hot = self.state.hot();
-                hot.keep_slots(stamps);
+                hot.keep_slots(&self.mmu);
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };
                 hot.resume = site.resume;
                 goes_on

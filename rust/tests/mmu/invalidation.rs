@@ -1,6 +1,6 @@
 //! What lives in the TLBs and what each operation drops (SDM 4.10, 29.4.3).
 
-use silicon::mmu::Invalidation;
+use silicon::mmu::{Invalidation, Lost};
 use silicon::state::cr;
 
 use crate::machine::*;
@@ -234,6 +234,10 @@ fn what_was_given_out_survives_where_it_is_global() {
     assert_eq!(stay(&mut m, |m| mov_cr3(m, 1, true)), (false, true), "another PCID");
     assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, false)), (false, true), "its other translations are dropped");
     assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, true)), (true, true), "nothing changes");
+    assert_eq!(stay(&mut m, |m| m.cpu.invpcid(1, 7, 0).unwrap()), (true, true), "a PCID that is not the current one");
+    let others = Invalidation::Vpid { vpid: 9 };
+    assert_eq!(stay(&mut m, |m| m.cpu.invalidate(others)), (true, true), "another VPID");
+    assert_eq!(stay(&mut m, |m| m.cpu.invalidate(Invalidation::Ept { eptp: None })), (true, true), "no EPT here");
     m.read(0x2000).unwrap();
     assert_eq!(stay(&mut m, |m| mov_cr3(m, 1, true)), (false, false), "one is not global");
     assert_eq!(stay(&mut m, |m| mov_cr3(m, 2, true)), (false, true), "PCID 1 has none");
@@ -252,7 +256,50 @@ fn what_was_given_out_survives_the_loss_of_far_addresses() {
     let mut m = machine();
     m.map(0x1000, OLD | P | W | G, 1);
     m.read(0x1000).unwrap();
-    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(1 << 40)), (false, true));
-    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (false, false));
-    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (false, false), "the translation is cached still");
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(1 << 40)), (true, true));
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (true, false));
+    assert_eq!(stay(&mut m, |m| m.cpu.invlpg(0x3000)), (true, false), "the translation is cached still");
+}
+
+#[test]
+fn the_loss_of_a_half_leaves_the_other() {
+    const UPPER: u64 = 0xffff_8000_0000_1000;
+    let mut m = machine();
+    m.map(0x1000, OLD | P | W, 1);
+    m.map(UPPER, OLD | P | W | G, 1);
+    assert_eq!((m.read(0x1000), m.read(UPPER)), (Ok(1), Ok(1)));
+    let before = m.cpu.translation_stamps().supervisor;
+    mov_cr3(&mut m, 1, true);
+    let after = m.cpu.translation_stamps().supervisor;
+    assert_eq!(
+        (before[0] == after[0], before[1] == after[1]),
+        (false, true),
+        "what is not global lies in the lower half"
+    );
+    m.cpu.invlpg(UPPER + 0x1000);
+    let last = m.cpu.translation_stamps().supervisor;
+    assert_eq!((after[0] == last[0], after[1] == last[1]), (true, false));
+}
+
+#[test]
+fn single_pages_are_told_as_lost() {
+    let mut m = machine();
+    m.map(0x1000, OLD | P | W, 1);
+    m.map(0x20_0000, P | W | PS, 2);
+    assert!(m.read(0x1000).is_ok() && m.read(0x20_1000).is_ok());
+    let lost = |m: &mut Machine, f: &dyn Fn(&mut Machine)| {
+        let before = m.cpu.translation_stamps();
+        f(m);
+        let same = m.cpu.translation_stamps().user == before.user;
+        (same, m.cpu.mmu.lost_since(before.lost).map(Iterator::collect::<Vec<_>>))
+    };
+    let invlpg = |linear: u64| move |m: &mut Machine| m.cpu.invlpg(linear);
+    assert_eq!(lost(&mut m, &invlpg(0x1abc)), (true, Some(vec![Lost::User { page: 0x1000 }])));
+    assert_eq!(lost(&mut m, &invlpg(0x20_2000)), (false, Some(vec![])), "more than one page");
+    let host = m.cpu.memory.base() as u64 + OLD;
+    let protect = |m: &mut Machine| m.cpu.invalidate(Invalidation::WriteProtect { page: Some(OLD) });
+    assert_eq!(lost(&mut m, &protect), (true, Some(vec![Lost::Writes { host }])));
+    let often = |m: &mut Machine| (0..17).for_each(|_| m.cpu.invlpg(0x1000));
+    assert_eq!(lost(&mut m, &often), (true, None));
+    assert!(!lost(&mut m, &|m| m.cpu.invalidate(Invalidation::WriteProtect { page: None })).0);
 }

@@ -186,6 +186,27 @@ fn page_tables_that_change_under_running_code() {
     assert!(guests[0].cpu.state.gpr[gpr::RCX] > 1000);
 }
 
+/// As above, but who reads is a user: kernel: xchg [rbx], rax; invlpg [rdi]; sysretq. User: add rbp, [rdi]; syscall;
+/// jmp user.
+#[test]
+fn pages_that_change_under_a_user() {
+    let mut code = vec![0x48, 0x03, 0x2f, 0x0f, 0x05, 0xeb, 0xf9];
+    code.resize(64, 0x90);
+    code.extend([0x48, 0x87, 0x03, 0x0f, 0x01, 0x3f, 0x48, 0x0f, 0x07]);
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.cpu.memory.write(DATA, 3u64);
+        guest.cpu.memory.write(DATA + 0x1000, 5u64);
+        let s = &mut *guest.cpu.state;
+        s.gpr[gpr::RBX] = TABLES + 0x3000 + 8 * ((DATA - FINE) >> 12);
+        s.gpr[gpr::RAX] = (DATA + 0x1000) | 0x67;
+        s.gpr[gpr::RDI] = DATA;
+        calls_the_system(guest);
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RBP] > 1000);
+}
+
 #[test]
 fn privilege_over_user_pages_comes_and_goes() {
     // top: stac; add rcx, [rdi]; clac; lea rdx, [rdx+1]; jmp top: with SMAP the access needs AC.
@@ -324,6 +345,15 @@ fn the_time_stamp_counter_follows_the_clock_and_never_goes_back() {
     assert_eq!(guest.cpu.run(now + 1_000_000_000), Stop::Exit);
 }
 
+/// Begins in the kernel, 64 bytes behind the user's code.
+fn calls_the_system(guest: &mut Guest) {
+    let s = &mut *guest.cpu.state;
+    (s.efer, s.fmask, s.star) = (s.efer | cr::EFER_SCE, 0x4_0700, 0x23_0010 << 32);
+    (s.rip, s.lstar) = (CODE + 64, CODE + 64);
+    (s.gpr[gpr::RCX], s.gpr[11]) = (CODE, 0x202);
+    guest.ready();
+}
+
 /// User: inc rax; syscall; jmp user. Kernel, 64 bytes behind: inc rbx; sysretq.
 #[test]
 fn system_calls_stay_in_translated_code() {
@@ -332,11 +362,7 @@ fn system_calls_stay_in_translated_code() {
     code.extend([0x48, 0xff, 0xc3, 0x48, 0x0f, 0x07]);
     let mut guests = both(&code);
     for guest in &mut guests {
-        let s = &mut *guest.cpu.state;
-        (s.efer, s.fmask, s.star) = (s.efer | cr::EFER_SCE, 0x4_0700, 0x23_0010 << 32);
-        (s.rip, s.lstar) = (CODE + 64, CODE + 64);
-        (s.gpr[gpr::RCX], s.gpr[11]) = (CODE, 0x202);
-        guest.ready();
+        calls_the_system(guest);
     }
     alike(&mut guests, pieces(), |_, _| {});
     let [interpreter, translator] = &guests;

@@ -147,7 +147,7 @@ impl Builder<'_> {
             self.cold_line(back, p.back);
             self.c.bind_here(beyond);
         }
-        self.c.mov_imm(reg::S1, self.context.first_site + p.site as u32);
+        self.c.mov_imm(reg::S1, (p.slot - hot!(slots)) as u32);
         let call = self.c.call_later();
         self.cold_outside(call, self.context.glue.probes.operand(self.context.variant, p.memory));
         let back = self.c.jmp_later();
