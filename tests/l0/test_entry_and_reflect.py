@@ -27,6 +27,8 @@ def root() -> Rig:
     rig.enter_vmx()
     rig.vmptrld(REGION)
     minimal_vmcs12(current(rig).v, rig.v, EPTP12)
+    # The host state asks for a 64-bit host, which is what L1 has to be in then (SDM 27.2.4).
+    rig.regs[S.EFER] |= X.EFER_LMA | X.EFER_LME
     # ept12: 4 GiB onto itself.
     rig.put64(TOP12, 0x20_1000 | 7)
     for n in range(4):
@@ -42,7 +44,6 @@ def current(rig: Rig) -> Vmcs12:
 
 def enter(rig: Rig, name: str = "VMLAUNCH") -> Vmcs12:
     """L1 executes VMLAUNCH or VMRESUME, and the entry succeeds."""
-    # The host state asks for a 64-bit host; entry checks compare with what L1 is in.
     rig.v[F.EXIT_INSTRUCTION_LENGTH] = 3
     rig.call(name)
     assert rig.vcpu.level == 2, rig.vcpu.broken_rule or rig.vmx_result()

@@ -19,6 +19,9 @@ use crate::stop::{Exec, Stop, vector};
 const SLICE: u64 = 2000;
 /// The same for translated code.
 const TRANSLATED_SLICE: u64 = 20_000;
+/// Nanoseconds before the preemption timer runs out from which on RDTSC is no longer executed in line: much longer than
+/// a slice takes, unless the host deschedules the thread within it.
+const TIMER_NEAR: u64 = 1_000_000;
 const PAGE: u64 = 4096;
 /// `pending_debug`: single-step trap (DR6.BS).
 const BS: u64 = 1 << 14;
@@ -41,6 +44,7 @@ impl Cpu {
             if now >= deadline {
                 return Stop::Again;
             }
+            self.timer_near = self.timer_deadline.saturating_sub(now) < TIMER_NEAR;
             let mut until = deadline;
             if now >= self.timer_deadline {
                 self.boundary = true;

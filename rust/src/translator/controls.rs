@@ -24,7 +24,7 @@ impl Cpu {
             Clock::Host { origin } => host_time::scale().map(|scale| (scale, scale.ns.wrapping_sub(origin))),
             Clock::Virtual { .. } => None,
         };
-        time |= u64::from(scale.is_none());
+        time |= u64::from(scale.is_none() || self.timer_near);
         let refused = Refused {
             segment_bases: u64::from(s.cr4 & cr::CR4_FSGSBASE == 0),
             time_stamp: time,

@@ -4,14 +4,22 @@
 
 use super::bits::pin;
 use super::capabilities::TIMER_SHIFT;
+use super::reasons::reason;
 use crate::cpu::Cpu;
+use crate::stop::Exec;
 
 impl Cpu {
     /// What RDTSC, RDTSCP and RDMSR of IA32_TSC read: the counter, then VMCS scaling and offset.
     #[inline]
     #[must_use]
     pub fn tsc(&self) -> u64 {
-        let raw = self.host_tsc();
+        self.tsc_at(self.clock.now(self.state.retired))
+    }
+
+    /// The same for a time of the core's clock.
+    #[inline]
+    fn tsc_at(&self, now: u64) -> u64 {
+        let raw = self.host_tsc_at(now);
         if self.ctl.tsc_multiplier == 1 << 48 {
             return raw.wrapping_add(self.ctl.tsc_offset);
         }
@@ -23,8 +31,24 @@ impl Cpu {
     #[inline]
     #[must_use]
     pub fn host_tsc(&self) -> u64 {
-        let now = self.clock.now(self.state.retired);
+        self.host_tsc_at(self.clock.now(self.state.retired))
+    }
+
+    fn host_tsc_at(&self, now: u64) -> u64 {
         now.wrapping_add(self.state.tsc_base).wrapping_add(self.state.tsc_adjust)
+    }
+
+    /// What RDTSC reads where it does not exit for itself. A guest never reads a time at which the preemption timer should
+    /// have ended its run: that exit, which is looked for now and then only, comes before the instruction.
+    ///
+    /// # Errors
+    /// The exit of the preemption timer.
+    pub fn read_tsc(&mut self) -> Exec<u64> {
+        let now = self.clock.now(self.state.retired);
+        if self.ctl.pin & pin::PREEMPTION_TIMER != 0 && now >= self.timer_deadline {
+            return Err(self.exit_boundary(reason::PREEMPTION_TIMER));
+        }
+        Ok(self.tsc_at(now))
     }
 
     /// The preemption timer is active and has reached zero.

@@ -179,7 +179,7 @@ class Vcpu:
         blocking = v[F.GUEST_INTERRUPTIBILITY]
         if blocking & 3:
             v[F.GUEST_INTERRUPTIBILITY] = blocking & ~3
-        if v[F.GUEST_RFLAGS] & X.RFLAGS_TF:
+        if v[F.GUEST_RFLAGS] & X.RFLAGS_TF and not v[F.GUEST_DEBUGCTL] & X.DEBUGCTL_BTF:
             v[F.GUEST_PENDING_DEBUG] |= X.PENDING_SINGLE_STEP
         if v[F.PRIMARY_CONTROLS] & C.PRIMARY_MONITOR_TRAP:
             # Only L2's: that exit follows what L0 has done in L2's place too (SDM 26.5.2).
@@ -376,6 +376,8 @@ class Vcpu:
     def _l2_timer_deadline(self) -> int | None:
         """When the preemption timer of a sleeping L2 runs out: it counts in HLT too (SDM 26.5.1)."""
         if self.level != 2 or not self.entered12.uses_timer:
+            return None
+        if self.v[F.GUEST_ACTIVITY] == C.ACTIVITY_WAIT_FOR_SIPI:
             return None
         return self.core.now() + (self.v[F.GUEST_PREEMPTION_TIMER] << self.machine.timer_shift)
 

@@ -31,6 +31,7 @@ pub mod blocking {
 
 /// Activity states (SDM 25.4.2).
 const ACTIVITY_HLT: u64 = 1;
+const ACTIVITY_WAIT_FOR_SIPI: u64 = 3;
 
 /// What a boundary must know of the instruction before it. All of it is zero after a VM entry. TF, RF and
 /// the shadows of STI and MOV SS are the run loop's to age.
@@ -111,7 +112,9 @@ impl Cpu {
         let continued = self.state.replay_count != 0 || self.state.assist_done != 0;
         let delivered = !continued && self.one_event()?;
         self.events.iterating = false;
-        self.events.monitor_trap = self.ctl.primary & primary::MONITOR_TRAP != 0;
+        // A processor that waits executes no instruction that the exit could follow.
+        self.events.monitor_trap =
+            self.ctl.primary & primary::MONITOR_TRAP != 0 && (delivered || self.state.activity == 0);
         if delivered {
             // The handler's first instruction has a boundary of its own before it.
             self.boundary = true;
@@ -131,16 +134,18 @@ impl Cpu {
         if self.events.monitor_trap {
             return Err(self.exit_boundary(reason::MONITOR_TRAP));
         }
-        if let Some(payload) = self.take_debug_trap() {
+        // What ends which activity state: SDM vol. 3, 26.5.1, 27.7.3 to 27.7.7.
+        let awake = self.state.activity <= ACTIVITY_HLT;
+        let waits_for_sipi = self.state.activity == ACTIVITY_WAIT_FOR_SIPI;
+        if awake && let Some(payload) = self.take_debug_trap() {
             self.deliver(debug::debug_exception(payload))?;
             return Ok(true);
         }
-        if self.preemption_timer_expired() {
+        if !waits_for_sipi && self.preemption_timer_expired() {
             return Err(self.exit_boundary(reason::PREEMPTION_TIMER));
         }
-        let awake = self.state.activity <= ACTIVITY_HLT;
         let blocked = self.state.interruptibility;
-        if awake
+        if !waits_for_sipi
             && self.ctl.primary & primary::NMI_WINDOW != 0
             && blocked & (blocking::NMI | blocking::MOV_SS | blocking::STI) == 0
         {
@@ -177,7 +182,7 @@ impl Cpu {
     }
 
     /// A VM exit between instructions: no instruction length.
-    fn exit_boundary(&mut self, reason: u32) -> Stop {
+    pub(crate) fn exit_boundary(&mut self, reason: u32) -> Stop {
         self.next_rip = self.state.rip;
         self.events.iterating = false;
         self.exit_insn(reason, 0)

@@ -25,17 +25,20 @@ fn debug_number(register: Register) -> u8 {
     (register as u32).wrapping_sub(Register::DR0 as u32) as u8
 }
 
-/// Checks common to both directions, in the SDM's order (vol. 2, MOV; vol. 3, 26.1.3): #UD for DR4 and
-/// DR5 with CR4.DE, privilege, the VM exit, then DR7.GD.
+/// Checks common to both directions, in the SDM's order (vol. 2, MOV; vol. 3, 26.1.3): the VM exit, which comes before
+/// faults of privilege here, #UD for DR4 and DR5 with CR4.DE, privilege, then DR7.GD.
 fn check(cpu: &mut Cpu, register: Register, gpr: usize, write: bool) -> Exec<u8> {
     let mut n = debug_number(register);
-    if n > 7 || matches!(n, 4 | 5) && cpu.state.cr4 & cr::CR4_DE != 0 {
+    if n > 7 {
+        return Err(cpu.ud());
+    }
+    cpu.check_dr(n, gpr as u8, write)?;
+    if matches!(n, 4 | 5) && cpu.state.cr4 & cr::CR4_DE != 0 {
         return Err(cpu.ud());
     }
     if cpu.cpl() != 0 {
         return Err(cpu.gp0());
     }
-    cpu.check_dr(n, gpr as u8, write)?;
     if cpu.state.dr7 & DR7_GD != 0 {
         return Err(cpu.raise_debug(DR6_BD));
     }

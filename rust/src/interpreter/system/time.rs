@@ -30,7 +30,7 @@ impl Cpu {
 pub(super) fn rdtsc(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     cpu.check_time_stamp()?;
     cpu.check_primary(primary::RDTSC, reason::RDTSC, 0)?;
-    let value = cpu.tsc();
+    let value = cpu.read_tsc()?;
     cpu.set_edx_eax(value);
     Ok(())
 }
@@ -42,7 +42,7 @@ pub(super) fn rdtscp(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     }
     cpu.check_time_stamp()?;
     cpu.check_primary(primary::RDTSC, reason::RDTSCP, 0)?;
-    let value = cpu.tsc();
+    let value = cpu.read_tsc()?;
     cpu.set_edx_eax(value);
     cpu.state.gpr[gpr::RCX] = cpu.state.tsc_aux & 0xffff_ffff;
     Ok(())

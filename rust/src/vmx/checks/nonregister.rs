@@ -94,12 +94,9 @@ pub(super) const RULES: &[Rule] = &[
     rule(Execution, STATE, "guest_blocked_interrupt", "no external interrupt under blocking by STI or MOV SS", |v| {
         !injects(v, kind::EXTERNAL) || !blocked(v, blocking::STI | blocking::MOV_SS)
     }),
-    Rule {
-        qualification: 3,
-        ..rule(Execution, STATE, "guest_blocked_nmi", "no NMI under blocking by MOV SS", |v| {
-            !injects(v, kind::NMI) || !blocked(v, blocking::MOV_SS)
-        })
-    },
+    rule(Execution, STATE, "guest_blocked_nmi", "no NMI under blocking by MOV SS", |v| {
+        !injects(v, kind::NMI) || !blocked(v, blocking::MOV_SS)
+    }),
     rule(Execution, STATE, "guest_smi_blocking", "no blocking by SMI outside SMM", |v| {
         !blocked(v, blocking::SMI) || v.entry & entry::SMM != 0
     }),

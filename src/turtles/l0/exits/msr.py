@@ -55,6 +55,16 @@ IN_VMCS: Final = {
     0xC000_0100: F.GUEST_FS_BASE,
     0xC000_0101: F.GUEST_GS_BASE,
 }
+# MTRRs: first MSR, last, slot of the first.
+_MTRRS: Final = (
+    (0x200, 0x20F, S.MTRR_VAR),
+    (0x250, 0x250, S.MTRR_FIXED),
+    (0x258, 0x259, S.MTRR_FIXED + 1),
+    (0x268, 0x26F, S.MTRR_FIXED + 3),
+)
+ARCH_CAPABILITIES: Final = 0x10A
+# IA32_PLATFORM_ID, BIOS_SIGN_ID, MTRRCAP, MCG_CAP, MCG_STATUS: as silicon answers them.
+_CONSTANT: Final = {0x17: 0, 0x8B: 1 << 32, 0xFE: 0x508, 0x179: 0, 0x17A: 0}
 _CANONICAL: Final = frozenset((0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102))
 _COMMANDS: Final = frozenset((0x49, 0x10B))  # PRED_CMD, FLUSH_CMD: nothing to flush
 # Bits that a value may have, where L0 checks it (others: any).
@@ -136,7 +146,15 @@ def read(vcpu: Vcpu, msr: int) -> int | None:
     field = IN_VMCS.get(msr)
     if field is not None:
         return vcpu.v[field]
-    return None
+    if msr == ARCH_CAPABILITIES:
+        return vcpu.machine.model.arch_capabilities
+    at = _mtrr(msr)
+    return _CONSTANT.get(msr) if at < 0 else vcpu.regs[at]
+
+
+def _mtrr(msr: int) -> int:
+    """The slot of a range MTRR; -1: it is none."""
+    return next((slot + msr - first for first, last, slot in _MTRRS if first <= msr <= last), -1)
 
 
 def write(vcpu: Vcpu, msr: int, value: int) -> bool:
@@ -168,10 +186,24 @@ def write(vcpu: Vcpu, msr: int, value: int) -> bool:
             vcpu.apic.tsc_changed()
         return True
     field = IN_VMCS.get(msr)
-    if field is None:
-        return False
-    vcpu.v[field] = value
-    return True
+    if field is not None:
+        vcpu.v[field] = value
+        return True
+    at = _mtrr(msr)
+    if at >= 0 and _mtrr_valid(msr, value, vcpu.machine.physical_bits):
+        regs[at] = value
+        return True
+    return False
+
+
+def _mtrr_valid(msr: int, value: int, physical_bits: int) -> bool:
+    """Memory types, and no reserved bits (SDM 12.11.2)."""
+    addresses = (1 << physical_bits) - 0x1000
+    if msr > 0x20F:
+        return all(entry in (0, 1, 4, 5, 6) for entry in value.to_bytes(8, "little"))
+    if msr & 1:
+        return not value & ~(addresses | 0x800)
+    return not value & ~(addresses | 0xFF) and value & 0xFF in (0, 1, 4, 5, 6)
 
 
 def _pat_valid(value: int) -> bool:

@@ -27,14 +27,15 @@ def deliver(vcpu: Vcpu) -> None:
     apic = vcpu.apic
     vcpu.waiting = False
     if vcpu.level == 2:
+        if vcpu.v[F.GUEST_ACTIVITY] > C.ACTIVITY_HLT:
+            _deliver_inactive(vcpu)
+            return
         if apic.nmi_pending and vcpu.entered12.pin12 & C.PIN_NMI and not _nmis_blocked(vcpu):
             if _busy(vcpu):
                 _leave_soon(vcpu)
                 return
             apic.take_nmi()
-            reflect.reflect_interrupt(vcpu, ExitReason.EXCEPTION_OR_NMI, X.VALID | X.TYPE_NMI | X.VECTOR_NMI)
-            # An exit caused by an NMI leaves NMIs blocked (SDM 28.5.5).
-            vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= C.BLOCKING_NMI
+            _exit_for_nmi(vcpu)
         elif vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
             vector = apic.pending()
             if vector >= 0:
@@ -47,6 +48,38 @@ def deliver(vcpu: Vcpu) -> None:
                 if vector >= 0:
                     _exit_for_interrupt(vcpu, vector)
     _inject(vcpu)
+
+
+def _deliver_inactive(vcpu: Vcpu) -> None:
+    """In shutdown only NMIs are taken, in wait-for-SIPI nothing; the rest stays pending (SDM 26.2)."""
+    v, apic = vcpu.v, vcpu.apic
+    windows = C.PRIMARY_INTERRUPT_WINDOW | C.PRIMARY_NMI_WINDOW
+    primary12 = vcpu.entered12.v[F.PRIMARY_CONTROLS]
+    v[F.PRIMARY_CONTROLS] = v[F.PRIMARY_CONTROLS] & ~windows | primary12 & windows
+    if not (apic.nmi_pending or apic.pending() >= 0):
+        return
+    if _busy(vcpu):
+        _leave_soon(vcpu)
+        return
+    if v[F.GUEST_ACTIVITY] == C.ACTIVITY_SHUTDOWN and apic.nmi_pending and not _nmis_blocked(vcpu):
+        apic.take_nmi()
+        if vcpu.entered12.pin12 & C.PIN_NMI:
+            _exit_for_nmi(vcpu)
+        else:
+            _inject_nmi(vcpu)
+        return
+    vcpu.waiting = True
+
+
+def _exit_for_nmi(vcpu: Vcpu) -> None:
+    """The exit to L1 for an NMI, which leaves NMIs blocked (SDM 28.5.5)."""
+    reflect.reflect_interrupt(vcpu, ExitReason.EXCEPTION_OR_NMI, X.VALID | X.TYPE_NMI | X.VECTOR_NMI)
+    vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= C.BLOCKING_NMI
+
+
+def _inject_nmi(vcpu: Vcpu) -> None:
+    vcpu.v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_NMI | X.VECTOR_NMI
+    vcpu.v[F.GUEST_ACTIVITY] = C.ACTIVITY_ACTIVE
 
 
 def _nmis_blocked(vcpu: Vcpu) -> bool:
@@ -99,8 +132,7 @@ def _inject(vcpu: Vcpu) -> None:
     if apic.nmi_pending and not intercepted & C.PIN_NMI:
         if free and not blocking & (_SHADOW | C.BLOCKING_NMI):
             apic.take_nmi()
-            v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_NMI | X.VECTOR_NMI
-            v[F.GUEST_ACTIVITY] = C.ACTIVITY_ACTIVE
+            _inject_nmi(vcpu)
             free = False
         else:
             wanted |= C.PRIMARY_NMI_WINDOW
@@ -126,8 +158,11 @@ def _inject(vcpu: Vcpu) -> None:
 def wakes(vcpu: Vcpu) -> bool:
     """Whether a halted context has something to wake for."""
     apic = vcpu.apic
-    if apic.nmi_pending and not _nmis_blocked(vcpu):
+    activity = vcpu.v[F.GUEST_ACTIVITY]
+    if activity != C.ACTIVITY_WAIT_FOR_SIPI and apic.nmi_pending and not _nmis_blocked(vcpu):
         return True
+    if activity > C.ACTIVITY_HLT:
+        return False
     if vcpu.level == 2 and vcpu.entered12.pin12 & C.PIN_EXTERNAL_INTERRUPT:
         return apic.pending() >= 0 or (vcpu.entered12.delivers and _virtual_interrupt(vcpu))
     return bool(vcpu.v[F.GUEST_RFLAGS] & X.RFLAGS_IF) and apic.pending() >= 0

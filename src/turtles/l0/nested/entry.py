@@ -19,8 +19,10 @@ from turtles.l0.vmcs.vmcs12 import CLEAR, LAUNCHED
 from turtles.silicon import ExitReason, check_entry
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
+from turtles.silicon import slots as S
 
 if TYPE_CHECKING:
+    from turtles.l0.ports import Slots
     from turtles.l0.vcpu import Vcpu
     from turtles.l0.vmcs.vmcs12 import Vmcs12
 
@@ -83,15 +85,17 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     if c.uses_msr_bitmap:
         vmcs02.merge_msr_bitmap(vcpu, c)
     if c.link_fails and not _link(vcpu, c):
-        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_LINK_POINTER)
+        _fail_guest_state(vcpu, c, QUALIFICATION_LINK_POINTER)
         return
     if not c.uses_ept and not _load_pdptes(vcpu, c):
-        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, QUALIFICATION_PDPTE)
+        _fail_guest_state(vcpu, c, QUALIFICATION_PDPTE)
         return
     if vcpu.shadow is not None and not vcpu.shadow.enter_l2(vcpu, c):
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, 0)
         return
     if c.has_msr_lists and v[F.ENTRY_MSR_LOAD_COUNT]:
+        if _refuse(vcpu, c):
+            return
         bad = msr_lists.load(vcpu, v[F.ENTRY_MSR_LOAD_ADDRESS], v[F.ENTRY_MSR_LOAD_COUNT])
         if bad:
             reflect.failed_entry(vcpu, c, ExitReason.ENTRY_MSR_LOAD, bad)
@@ -110,11 +114,46 @@ def _check(vcpu: Vcpu, c: Vmcs12) -> bool:
     rule = check_entry(c.region, machine.l1_model, machine.l1.load64)
     c.v[F.REVISION] = machine.revision | X.SHADOW_VMCS
     if rule is None or not rule.error:
-        return True  # guest state is checked by silicon when vmcs02 is entered
+        # Guest state is checked by silicon when vmcs02 is entered; the mode of whoever enters it cannot know.
+        if _same_address_space(vcpu, c.v):
+            return True
+        vcpu.broken_rule = "host address-space size and the mode of L1 (27.2.4)"
+        fail(vcpu, VmError.ENTRY_HOST)
+        return False
     vcpu.broken_rule = f"{rule.name} ({rule.section})"
     log.debug("L1's entry fails: %s: %s", vcpu.broken_rule, rule.text)
     fail(vcpu, VmError(rule.error))
     return False
+
+
+def _same_address_space(vcpu: Vcpu, v: Slots) -> bool:
+    """An exit returns to the mode of the entry, and only IA-32e mode enters IA-32e mode (SDM 27.2.4)."""
+    long = bool(vcpu.regs[S.EFER] & X.EFER_LMA)
+    if bool(v[F.EXIT_CONTROLS] & C.EXIT_HOST_64) != long:
+        return False
+    return long or not v[F.ENTRY_CONTROLS] & C.ENTRY_IA32E
+
+
+def _refuse(vcpu: Vcpu, c: Vmcs12) -> bool:
+    """Whether a check of silicon's ends the entry: asked before what L0 does in the processor's place.
+
+    What is wrong first by the order of SDM chapter 27 is what L1 is told; MSRs are loaded last.
+    """
+    rule = check_entry(c.vmcs02, vcpu.machine.model)
+    if rule is None:
+        return False
+    vcpu.broken_rule = f"{rule.name} ({rule.section})"
+    if rule.error:
+        fail(vcpu, VmError(rule.error))
+    else:
+        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, rule.qualification)
+    return True
+
+
+def _fail_guest_state(vcpu: Vcpu, c: Vmcs12, qualification: int) -> None:
+    """A check of guest state that L0 makes has failed, unless one before it has."""
+    if not _refuse(vcpu, c):
+        reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, qualification)
 
 
 def refused(vcpu: Vcpu, c: Vmcs12, raw: int) -> None:

@@ -9,19 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turtles.l0.exits import msr
+from turtles.silicon import ExitReason
+from turtles.silicon import controls as C
+from turtles.silicon import fields as F
+from turtles.silicon import slots as S
 
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
 
-# Never by a list (SDM 27.4): FS and GS base; x2APIC registers; SMM monitor control.
-_FORBIDDEN: Final = frozenset((0xC000_0100, 0xC000_0101, 0x9B))
+# Never by a list (SDM 27.4, 28.4), as x2APIC registers: FS and GS base, microcode update, SMM monitor
+# control are not loaded, SMBASE is not stored.
+_FORBIDDEN_LOAD: Final = frozenset((0xC000_0100, 0xC000_0101, 0x79, 0x8B, 0x9B))
 _FORBIDDEN_STORE: Final = frozenset((0x9E,))
 _ENTRY: Final = 16
 MOST: Final = 512  # as IA32_VMX_MISC recommends at most; a longer list fails
 
 
-def _forbidden(number: int) -> bool:
-    return number in _FORBIDDEN or 0x800 <= number <= 0x8FF
+def _of_x2apic(number: int) -> bool:
+    return 0x800 <= number <= 0x8FF
 
 
 def load(vcpu: Vcpu, l1_pa: int, count: int) -> int:
@@ -34,9 +39,23 @@ def load(vcpu: Vcpu, l1_pa: int, count: int) -> int:
         index = int.from_bytes(entry[:4], "little")
         reserved = int.from_bytes(entry[4:8], "little")
         value = int.from_bytes(entry[8:], "little")
-        if reserved or _forbidden(index) or not msr.write(vcpu, index, value):
+        if reserved or _of_x2apic(index) or index in _FORBIDDEN_LOAD or not msr.write(vcpu, index, value):
             return number + 1
     return 0
+
+
+def _tsc_at_exit(vcpu: Vcpu) -> int:
+    """The time-stamp counter as RDMSR would have read it in L2 when the processor left it (SDM 28.4)."""
+    regs, v02 = vcpu.regs, vcpu.v
+    # What L0 reflects by itself may come long after the processor's last exit.
+    made_by_l0 = vcpu.entered12.v[F.EXIT_REASON] == ExitReason.EXTERNAL_INTERRUPT
+    now = vcpu.core.now() if made_by_l0 else regs[S.EXIT_TIME]
+    tsc = now + regs[S.TSC_BASE] + regs[S.TSC_ADJUST] & msr.M64
+    if not v02[F.PRIMARY_CONTROLS] & C.PRIMARY_TSC_OFFSETTING:
+        return tsc
+    if v02[F.SECONDARY_CONTROLS] & C.SECONDARY_TSC_SCALING:
+        tsc = tsc * v02[F.TSC_MULTIPLIER] >> 48
+    return tsc + v02[F.TSC_OFFSET] & msr.M64
 
 
 def store(vcpu: Vcpu, l1_pa: int, count: int) -> bool:
@@ -47,9 +66,9 @@ def store(vcpu: Vcpu, l1_pa: int, count: int) -> bool:
         at = l1_pa + number * _ENTRY
         entry = vcpu.machine.l1.read(at, 8)
         index = int.from_bytes(entry[:4], "little")
-        if int.from_bytes(entry[4:8], "little") or _forbidden(index) or index in _FORBIDDEN_STORE:
+        if int.from_bytes(entry[4:8], "little") or _of_x2apic(index) or index in _FORBIDDEN_STORE:
             return False
-        value = msr.read(vcpu, index)
+        value = _tsc_at_exit(vcpu) if index == msr.TSC else msr.read(vcpu, index)
         if value is None:
             return False
         vcpu.machine.l1.write(at + 8, value.to_bytes(8, "little"))

@@ -6,7 +6,7 @@ exit controls (SDM 28.3 to 28.6) and was worked out when they were merged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from turtles.l0.nested import msr_lists
 from turtles.l0.outcome import GuestStop
@@ -19,6 +19,12 @@ from turtles.silicon import slots as S
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
     from turtles.l0.vmcs.vmcs12 import Vmcs12
+
+# VMX-abort indicators, and where the VMCS region has it (SDM 25.2, 28.7).
+ABORT_SAVING_MSRS: Final = 1
+ABORT_HOST_PDPTES: Final = 2
+ABORT_LOADING_MSRS: Final = 4
+ABORT_INDICATOR: Final = 4
 
 
 def reflect(vcpu: Vcpu) -> None:
@@ -84,9 +90,18 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
     if c.has_msr_lists and v[F.EXIT_MSR_STORE_COUNT]:
         stored = msr_lists.store(vcpu, v[F.EXIT_MSR_STORE_ADDRESS], v[F.EXIT_MSR_STORE_COUNT])
         if not stored:
-            raise GuestStop("VMX abort in L1: an MSR cannot be saved at a VM exit")
+            _abort(vcpu, c, ABORT_SAVING_MSRS, "an MSR cannot be saved at a VM exit")
     load_host_state(vcpu, c)
+    if c.shares_nmi_blocking:
+        # Other exits than an NMI's do not change blocking by NMI (SDM 28.5.5).
+        vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= v02[F.GUEST_INTERRUPTIBILITY] & C.BLOCKING_NMI
     vcpu.reflected = True
+
+
+def _abort(vcpu: Vcpu, c: Vmcs12, number: int, text: str) -> NoReturn:
+    """A VMX abort (SDM 28.7): the indicator in L1's VMCS region, then shutdown, which ends the run."""
+    vcpu.machine.l1.write(c.l1_pa + ABORT_INDICATOR, number.to_bytes(4, "little"))
+    raise GuestStop(f"VMX abort in L1: {text}")
 
 
 def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
@@ -106,11 +121,11 @@ def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
     if not c.uses_vpid:
         vcpu.flush_tlb()  # without VPIDs an exit flushes the host's translations too (SDM 29.4.3.1)
     if not c.host_64 and v01[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v01, v01[F.GUEST_CR3]):
-        raise GuestStop("VMX abort in L1: PDPTEs of the host state cannot be loaded")
+        _abort(vcpu, c, ABORT_HOST_PDPTES, "PDPTEs of the host state cannot be loaded")
     if c.has_msr_lists and v[F.EXIT_MSR_LOAD_COUNT]:
         bad = msr_lists.load(vcpu, v[F.EXIT_MSR_LOAD_ADDRESS], v[F.EXIT_MSR_LOAD_COUNT])
         if bad:
-            raise GuestStop(f"VMX abort in L1: entry {bad} of the VM-exit MSR-load area cannot be loaded")
+            _abort(vcpu, c, ABORT_LOADING_MSRS, f"entry {bad} of the VM-exit MSR-load area cannot be loaded")
     if vcpu.shadow is not None:
         vcpu.shadow.load_host_state(vcpu)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+DEBUGCTL_BTF: Final = 1 << 1  # IA32_DEBUGCTL: single-step on branches
 PENDING_SINGLE_STEP: Final = 1 << 14  # of the pending debug exceptions (SDM table 25-4)
 
 # Interruption information, of entry and exit, and IDT-vectoring information (25.8.3, 25.9.2, 25.9.3).

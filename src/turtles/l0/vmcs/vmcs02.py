@@ -71,6 +71,7 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     exit12 = v[F.EXIT_CONTROLS]
     c.pin12 = pin12
     c.exit_controls = exit12
+    c.shares_nmi_blocking = not pin12 & C.PIN_VIRTUAL_NMIS
     c.uses_timer = bool(pin12 & C.PIN_PREEMPTION_TIMER)
     c.uses_ept = bool(secondary12 & C.SECONDARY_EPT)
     c.host_64 = bool(exit12 & C.EXIT_HOST_64)

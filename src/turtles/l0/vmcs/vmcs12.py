@@ -64,6 +64,7 @@ class Vmcs12:
         "posted_vector",
         "region",
         "shadows",
+        "shares_nmi_blocking",
         "uses_ept",
         "uses_msr_bitmap",
         "uses_timer",
@@ -102,6 +103,7 @@ class Vmcs12:
         self.host_pat = 0
         self.link_fails = False
         self.shadows = False
+        self.shares_nmi_blocking = True  # with L1: L2 has no virtual NMIs
         self.delivers = False  # virtual interrupts, by the processor
         self.posted_vector = -1
         self.uses_ept = False
