@@ -5,6 +5,7 @@
 //! RAM), `state` (the flat architectural state), `mmu` (software TLBs, walks, EPT), `decode` (blocks of
 //! decoded instructions), `interpreter` (their executor), `vmx` (VMCS, entry, exit), `python` (the face).
 
+mod address_hash;
 pub mod clock;
 pub mod cpu;
 pub mod decode;

@@ -22,18 +22,27 @@ pub enum Decoded {
 /// Decodes the instruction that `bytes` begin with. `bytes` holds at least one byte.
 #[must_use]
 pub fn decode_one(bytes: &[u8], bits: Bits) -> Decoded {
+    decode_next(&mut decoder(bytes, bits), bytes, bits)
+}
+
+fn decoder(bytes: &[u8], bits: Bits) -> Decoder<'_> {
     let bitness = match bits {
         Bits::B16 => 16,
         Bits::B32 => 32,
         Bits::B64 => 64,
     };
-    let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
+    Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE)
+}
+
+/// Decodes the instruction that `decoder` is at, where it has `bytes` left.
+fn decode_next(decoder: &mut Decoder<'_>, bytes: &[u8], bits: Bits) -> Decoded {
+    decoder.set_ip(0);
     let iced = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => Decoded::Insn(build(iced, bits)),
         DecoderError::NoMoreBytes => Decoded::Truncated,
         // 15 bytes and no end: too long (SDM vol. 2, 2.3.11), which is #GP; else #UD.
-        _ if bytes.len() >= 15 && iced.len() == 15 && unfinished(&bytes[..14], bitness) => {
+        _ if bytes.len() >= 15 && iced.len() == 15 && unfinished(&bytes[..14], decoder.bitness()) => {
             Decoded::Insn(plain(iced, select::too_long, 15))
         }
         _ => Decoded::Insn(plain(iced, select::invalid, iced.len().clamp(1, 15) as u8)),
@@ -47,26 +56,26 @@ fn unfinished(bytes: &[u8], bitness: u32) -> bool {
     decoder.last_error() == DecoderError::NoMoreBytes
 }
 
-/// Decodes a block: everything up to the first instruction that ends it, `MAX_INSNS`, or the end of
-/// `bytes` (the rest of the page). Empty when the first instruction crosses the end of `bytes`.
+/// Decodes a block into `insns`: everything up to the first instruction that ends it, `MAX_INSNS`, or the end of
+/// `bytes` (the rest of the page). Nothing when the first instruction crosses the end of `bytes`.
 /// The flag tells whether the next block may be chained to: nothing in the block changes the mode or the
 /// address space.
 #[must_use]
-pub fn decode_block(bytes: &[u8], bits: Bits) -> (Vec<Insn>, usize, bool) {
-    let mut insns = Vec::with_capacity(8);
+pub fn decode_block(bytes: &[u8], bits: Bits, insns: &mut Vec<Insn>) -> (usize, bool) {
+    let mut decoder = decoder(bytes, bits);
     let mut at = 0;
     while at < bytes.len() && insns.len() < MAX_INSNS {
-        let Decoded::Insn(insn) = decode_one(&bytes[at..], bits) else { break };
+        let Decoded::Insn(insn) = decode_next(&mut decoder, &bytes[at..], bits) else { break };
         at += usize::from(insn.len);
         let end = ending(&insn.iced);
         insns.push(insn);
         match end {
             Ending::No => {}
-            Ending::Chained => return (insns, at, true),
-            Ending::Unchained => return (insns, at, false),
+            Ending::Chained => return (at, true),
+            Ending::Unchained => return (at, false),
         }
     }
-    (insns, at, true)
+    (at, true)
 }
 
 /// Whether and how an instruction ends its block.
@@ -129,7 +138,7 @@ fn plain(iced: Instruction, run: super::Handler, len: u8) -> Insn {
         index: SLOT_NONE,
         shift: 0,
         seg: 3,
-        iced: Box::new(iced),
+        iced,
         stub: super::StubSlot::default(),
     }
 }

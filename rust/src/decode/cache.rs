@@ -5,13 +5,14 @@
 //! It does not translate addresses and holds nothing that depends on RIP.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::CpuidFeature;
 
 use super::Insn;
-use super::build::{Decoded, decode_block, decode_one};
+use super::build::{Decoded as One, decode_block, decode_one};
+use super::store::{Decoded, Store};
+use crate::address_hash::AddressHash;
 use crate::cpu::Bits;
 use crate::interpreter::select;
 use crate::memory::Memory;
@@ -19,8 +20,12 @@ use crate::memory::Memory;
 const PAGE: u64 = 4096;
 /// Direct-mapped front of the hash table.
 const FRONT: usize = 1 << 14;
-/// The cache is dropped as a whole beyond this many decoded instructions (about 280 MiB).
+/// The cache is dropped as a whole beyond this many decoded instructions (about 280 MiB), those included that others
+/// replaced: a chunk of the store goes when nothing in it is used.
 const MAX_CACHED_INSNS: usize = 2_500_000;
+
+/// Blocks that lie together.
+const ROOM: usize = 256;
 
 /// Bytes of a block at most.
 const LONGEST: usize = 512;
@@ -32,15 +37,13 @@ pub const ONE_PAGE: u64 = !0;
 #[repr(C, align(64))]
 pub struct Block {
     /// The instructions, at least one.
-    pub insns: Arc<[Insn]>,
+    pub insns: Decoded,
     /// `Memory::code_epoch` at which the block was last known to be fresh.
     pub epoch: u64,
     /// Code size it was decoded for.
     pub bits: Bits,
     /// Nothing in it changes mode or address space: the next block may be chained to.
     pub chained: bool,
-    /// Length in bytes.
-    pub byte_len: u16,
     /// Offsets in the page of blocks that followed this one there.
     pub near: [u32; 2],
     /// Those blocks.
@@ -55,7 +58,6 @@ pub struct Block {
     pub second_pa: u64,
     /// Times it was found by the run loop, up to the translator's threshold.
     pub warmth: u16,
-    bytes: Vec<u8>,
     version: Version,
     second_version: Version,
 }
@@ -138,34 +140,26 @@ impl Block {
         }
     }
 
-    /// Its bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn new(decoded: Draft, memory: &Memory) -> Self {
+    fn new(draft: &Draft, insns: Decoded, memory: &Memory) -> Self {
         let now = |pa: u64, then: u32| Version { now: memory.code_version_cell(pa), then };
         Self {
-            insns: decoded.insns.into(),
+            insns,
             // Never the present one: the first use looks at the versions.
             epoch: !0,
-            bits: decoded.bits,
-            chained: decoded.chained,
-            byte_len: decoded.bytes.len() as u16,
+            bits: draft.bits,
+            chained: draft.chained,
             near: [NOWHERE; 2],
             near_block: [std::ptr::null_mut(); 2],
             far: [(!0, std::ptr::null_mut()); 2],
             ahead: [std::ptr::null(); 3],
-            host_pa: decoded.host_pa,
-            second_pa: decoded.second_pa,
+            host_pa: draft.host_pa,
+            second_pa: draft.second_pa,
             warmth: 0,
-            bytes: decoded.bytes,
-            version: now(decoded.host_pa, decoded.versions[0]),
-            second_version: if decoded.second_pa == ONE_PAGE {
+            version: now(draft.host_pa, draft.versions[0]),
+            second_version: if draft.second_pa == ONE_PAGE {
                 Version { now: &raw const NO_VERSION, then: 0 }
             } else {
-                now(decoded.second_pa, decoded.versions[1])
+                now(draft.second_pa, draft.versions[1])
             },
         }
     }
@@ -181,6 +175,20 @@ pub struct Draft {
     chained: bool,
     /// Code versions of the two pages when they were marked as code.
     pub versions: [u32; 2],
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self {
+            host_pa: 0,
+            second_pa: ONE_PAGE,
+            bits: Bits::B64,
+            insns: Vec::new(),
+            bytes: Vec::new(),
+            chained: false,
+            versions: [0; 2],
+        }
+    }
 }
 
 impl Draft {
@@ -204,6 +212,36 @@ impl Draft {
     pub fn matches(&self, memory: &Memory) -> bool {
         same_bytes(memory, self.host_pa, &self.bytes)
     }
+
+    /// Decodes the block at `host_pa`; false if its first instruction goes on in the next page.
+    #[must_use]
+    pub fn in_page(&mut self, memory: &Memory, host_pa: u64, bits: Bits) -> bool {
+        self.bytes.resize(LONGEST.min((PAGE - host_pa % PAGE) as usize), 0);
+        memory.read_bytes(host_pa, &mut self.bytes);
+        self.insns.clear();
+        let (length, chained) = decode_block(&self.bytes, bits, &mut self.insns);
+        self.bytes.truncate(length);
+        self.chained = chained;
+        (self.host_pa, self.second_pa, self.bits, self.versions) = (host_pa, ONE_PAGE, bits, [0; 2]);
+        !self.insns.is_empty()
+    }
+
+    /// Decodes the one instruction that begins at the first address and goes on at the second.
+    pub fn across(&mut self, memory: &Memory, [host_pa, second_pa]: [u64; 2], versions: [u32; 2], bits: Bits) {
+        let first = ((PAGE - host_pa % PAGE) as usize).min(15);
+        self.bytes.resize(15, 0);
+        let (bytes, more) = self.bytes.split_at_mut(first);
+        memory.read_bytes(host_pa, bytes);
+        memory.read_bytes(second_pa, more);
+        self.insns.clear();
+        // With 15 bytes the decoder always comes to an end.
+        if let One::Insn(insn) = decode_one(&self.bytes, bits) {
+            self.insns.push(insn);
+        }
+        self.bytes.truncate(self.insns.first().map_or(15, |i| usize::from(i.len)));
+        (self.host_pa, self.second_pa, self.bits) = (host_pa, second_pa, bits);
+        (self.chained, self.versions) = (false, versions);
+    }
 }
 
 fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
@@ -213,41 +251,17 @@ fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
     now == bytes
 }
 
-/// Decodes the block at `host_pa`; `None` if its first instruction goes on in the next page.
-#[must_use]
-pub fn in_page(memory: &Memory, host_pa: u64, bits: Bits) -> Option<Draft> {
-    let mut bytes = [0; LONGEST];
-    let bytes = &mut bytes[..LONGEST.min((PAGE - host_pa % PAGE) as usize)];
-    memory.read_bytes(host_pa, bytes);
-    let (insns, len, chained) = decode_block(bytes, bits);
-    let bytes = bytes[..len].to_vec();
-    let block = Draft { host_pa, second_pa: ONE_PAGE, bits, insns, bytes, chained, versions: [0; 2] };
-    (!block.insns.is_empty()).then_some(block)
-}
-
-/// Decodes the one instruction that begins at the first address and goes on at the second.
-#[must_use]
-pub fn across(memory: &Memory, [host_pa, second_pa]: [u64; 2], versions: [u32; 2], bits: Bits) -> Draft {
-    let first = ((PAGE - host_pa % PAGE) as usize).min(15);
-    let mut bytes = vec![0; 15];
-    memory.read_bytes(host_pa, &mut bytes[..first]);
-    memory.read_bytes(second_pa, &mut bytes[first..]);
-    // With 15 bytes the decoder always comes to an end.
-    let insns = match decode_one(&bytes, bits) {
-        Decoded::Insn(insn) => vec![insn],
-        Decoded::Truncated => Vec::new(),
-    };
-    bytes.truncate(insns.first().map_or(15, |i| usize::from(i.len)));
-    Draft { host_pa, second_pa, bits, insns, bytes, chained: false, versions }
-}
-
 /// Block cache of one core.
 pub struct BlockCache {
     front: Box<[(u64, *mut Block)]>,
-    /// Owned (`Box::into_raw`); everything else borrows them.
-    all: Vec<*mut Block>,
-    by_key: HashMap<u64, *mut Block>,
+    /// The blocks, [`ROOM`] in each vector, so that they stay where they are; everything else borrows them.
+    all: Vec<Vec<Block>>,
+    by_key: HashMap<u64, *mut Block, AddressHash>,
+    store: Store,
+    /// Instructions put into the store.
     insns: usize,
+    /// Room to decode in.
+    draft: Draft,
     /// Blocks decoded so far (also again), for statistics.
     pub decoded: u64,
 }
@@ -260,8 +274,10 @@ impl Default for BlockCache {
         Self {
             front: vec![(!0, std::ptr::null_mut()); FRONT].into_boxed_slice(),
             all: Vec::new(),
-            by_key: HashMap::new(),
+            by_key: HashMap::default(),
+            store: Store::default(),
             insns: 0,
+            draft: Draft::default(),
             decoded: 0,
         }
     }
@@ -295,7 +311,7 @@ impl BlockCache {
         let block = *self.by_key.get(&key(host_pa, bits))?;
         // SAFETY: blocks in `by_key` are alive.
         let block = unsafe { &*block };
-        (block.second_pa == ONE_PAGE).then_some(u64::from(block.byte_len))
+        (block.second_pa == ONE_PAGE).then_some(block.insns.bytes().len() as u64)
     }
 
     /// The cached block at `host_pa` under a new code version, if memory still holds its bytes.
@@ -303,7 +319,7 @@ impl BlockCache {
         let block = *self.by_key.get(&key(host_pa, bits))?;
         // SAFETY: as above; between blocks nobody else holds a reference.
         let b = unsafe { &mut *block };
-        if !same_bytes(memory, host_pa, &b.bytes) {
+        if !same_bytes(memory, host_pa, b.insns.bytes()) {
             return None;
         }
         b.version.then = version;
@@ -311,22 +327,35 @@ impl BlockCache {
         Some(block)
     }
 
+    /// Room to decode a block in, for who brings it back.
+    pub fn draft(&mut self) -> Draft {
+        std::mem::take(&mut self.draft)
+    }
+
     /// Puts a block in, in place of the one at its address.
-    pub fn insert(&mut self, memory: &Memory, decoded: Draft) -> *mut Block {
+    pub fn insert(&mut self, memory: &Memory, mut draft: Draft) -> *mut Block {
         self.decoded += 1;
-        let key = key(decoded.host_pa, decoded.bits);
-        let block = Block::new(decoded, memory);
+        if self.insns > MAX_CACHED_INSNS {
+            self.clear();
+        }
+        self.insns += draft.insns.len();
+        let mut insns = std::mem::take(&mut draft.insns);
+        let decoded = self.store.keep(&mut insns, &draft.bytes);
+        let block = Block::new(&draft, decoded, memory);
+        let key = key(draft.host_pa, draft.bits);
+        self.draft = Draft { insns, ..draft };
         if let Some(&old) = self.by_key.get(&key) {
             // SAFETY: as above; the address stays, so links to it stay good.
             unsafe { *old = block };
             return old;
         }
-        if self.insns > MAX_CACHED_INSNS {
-            self.clear();
+        if self.all.last().is_none_or(|last| last.len() == ROOM) {
+            self.all.push(Vec::with_capacity(ROOM));
         }
-        self.insns += block.insns.len();
-        let pointer = Box::into_raw(Box::new(block));
-        self.all.push(pointer);
+        let Some(last) = self.all.last_mut() else { return std::ptr::null_mut() };
+        last.push(block);
+        // SAFETY: the vector has at least one block.
+        let pointer = unsafe { last.as_mut_ptr().add(last.len() - 1) };
         self.by_key.insert(key, pointer);
         pointer
     }
@@ -336,15 +365,6 @@ impl BlockCache {
         self.front.fill((!0, std::ptr::null_mut()));
         self.by_key.clear();
         self.insns = 0;
-        for block in self.all.drain(..) {
-            // SAFETY: each came from `Box::into_raw` once, and every other pointer to it was just dropped.
-            drop(unsafe { Box::from_raw(block) });
-        }
-    }
-}
-
-impl Drop for BlockCache {
-    fn drop(&mut self) {
-        self.clear();
+        self.all.clear();
     }
 }

@@ -5,6 +5,7 @@
 
 mod build;
 mod cache;
+mod store;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,7 +15,8 @@ use crate::cpu::Cpu;
 use crate::stop::Exec;
 
 pub use build::{Decoded as DecodedInsn, MAX_INSNS, decode_one};
-pub use cache::{Block, BlockCache, Draft, ONE_PAGE, across, in_page};
+pub use cache::{Block, BlockCache, Draft, ONE_PAGE};
+pub use store::Decoded;
 
 /// An instruction's executor. On success the run loop moves `rip` to `cpu.next_rip` and counts it retired.
 ///
@@ -27,9 +29,8 @@ pub const SLOT_NONE: u8 = 16;
 /// Slot of [`Insn::base`] for RIP-relative operands: `state.rip`, the start of the instruction.
 pub const SLOT_RIP: u8 = 17;
 
-/// A decoded instruction: one cache line, with what rare handlers ask beside it.
-#[derive(Clone)]
-#[repr(C, align(64))]
+/// A decoded instruction: first what most handlers need, then what rare ones ask.
+#[repr(C)]
 pub struct Insn {
     /// What executes it.
     pub run: Handler,
@@ -57,7 +58,7 @@ pub struct Insn {
     /// The vector unit's native stub of this instruction (`Default::default()` when decoded).
     pub stub: StubSlot,
     /// iced's instruction, for everything else. It was decoded at address 0.
-    pub iced: Box<Instruction>,
+    pub iced: Instruction,
 }
 
 /// Number of the native stub that the vector unit made for an instruction; 0 before its first execution.
@@ -76,11 +77,5 @@ impl StubSlot {
     #[inline]
     pub fn set(&self, number: u32) {
         self.0.store(number, Ordering::Relaxed);
-    }
-}
-
-impl Clone for StubSlot {
-    fn clone(&self) -> Self {
-        Self(AtomicU32::new(self.get()))
     }
 }

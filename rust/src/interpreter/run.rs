@@ -11,7 +11,7 @@ use iced_x86::{FlowControl, Mnemonic};
 use super::events::DEBUGCTL_BTF;
 use crate::clock::Clock;
 use crate::cpu::{Bits, Cpu, attention};
-use crate::decode::{self, Block, Insn, ONE_PAGE};
+use crate::decode::{Block, Draft, Insn, ONE_PAGE};
 use crate::state::{flag, seg};
 use crate::stop::{Exec, Stop, vector};
 
@@ -116,7 +116,7 @@ impl Cpu {
             }
             // SAFETY: blocks live until the cache is cleared, which happens in `make` only, never while one executes.
             let block = unsafe { &*block };
-            if block.bits != Bits::B64 && self.beyond_limit(u64::from(block.byte_len)) {
+            if block.bits != Bits::B64 && self.beyond_limit(block.insns.bytes().len() as u64) {
                 self.careful_step()?;
                 previous = null_mut();
                 continue;
@@ -423,15 +423,16 @@ impl Cpu {
                 return Ok(block);
             }
         }
+        let mut draft = self.blocks.draft();
         // The bytes are read once more after they are marked: a write in between is seen then.
         for _ in 0..100 {
-            let Some(mut decoded) = decode::in_page(&memory, host_pa, bits) else {
-                return self.make_crossing(linear, host_pa);
-            };
-            decoded.versions[0] = self.mark_code_range(host_pa, decoded.byte_len());
-            if decoded.matches(&memory) {
-                decoded.keep_offered(|feature| self.model.offers(feature));
-                return Ok(self.blocks.insert(&memory, decoded));
+            if !draft.in_page(&memory, host_pa, bits) {
+                return self.make_crossing(linear, host_pa, draft);
+            }
+            draft.versions[0] = self.mark_code_range(host_pa, draft.byte_len());
+            if draft.matches(&memory) {
+                draft.keep_offered(|feature| self.model.offers(feature));
+                return Ok(self.blocks.insert(&memory, draft));
             }
         }
         Err(Stop::Again)
@@ -451,13 +452,13 @@ impl Cpu {
 
     /// Decodes the instruction at `linear` that goes on in the next page. A fault there is reported at that
     /// page's first byte.
-    fn make_crossing(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
+    fn make_crossing(&mut self, linear: u64, host_pa: u64, mut draft: Draft) -> Exec<*mut Block> {
         let second_pa = self.fetch_next_page(linear)?;
         let memory = std::sync::Arc::clone(&self.memory);
         let versions = [self.mark_code(host_pa), self.mark_code_range(second_pa, 15)];
-        let mut decoded = decode::across(&memory, [host_pa, second_pa], versions, self.mode.bits);
-        decoded.keep_offered(|feature| self.model.offers(feature));
-        Ok(self.blocks.insert(&memory, decoded))
+        draft.across(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        draft.keep_offered(|feature| self.model.offers(feature));
+        Ok(self.blocks.insert(&memory, draft))
     }
 }
 

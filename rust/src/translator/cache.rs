@@ -2,8 +2,6 @@
 //! under them changes or the cache is full.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::asm::Asm;
@@ -11,7 +9,8 @@ use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
 use super::hot::Hot;
 use super::variant::PLAIN;
-use crate::decode::{Block, DecodedInsn, Insn, ONE_PAGE};
+use crate::address_hash::AddressHash;
+use crate::decode::{Block, Decoded, DecodedInsn, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 use crate::memory::Memory;
 
@@ -35,9 +34,7 @@ pub struct Fragment {
     /// Where it enters with saved flags.
     pub entry_saved: *const u8,
     /// The instructions, for helpers; the block shares them.
-    pub insns: Arc<[Insn]>,
-    /// Their bytes.
-    pub(super) bytes: Box<[u8]>,
+    pub insns: Decoded,
     /// Where its host code begins, and its length: in line, and what is rarely executed.
     pub(super) line: (*const u8, u32),
     pub(super) cold: (*const u8, u32),
@@ -50,7 +47,7 @@ pub struct Fragment {
     outs: [*const u8; 2],
     /// Its entries lead out; `kept` are the bytes that stood there.
     pub(super) stale: bool,
-    kept: [Vec<u8>; 2],
+    kept: [[u8; PATCH]; 2],
 }
 
 /// Where a helper is called.
@@ -108,8 +105,8 @@ pub struct Translator {
     pub glue: Glue,
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
-    by_key: HashMap<u64, u32, Spread>,
-    pub(super) by_page: HashMap<u64, Vec<u32>, Spread>,
+    by_key: HashMap<u64, u32, AddressHash>,
+    pub(super) by_page: HashMap<u64, Vec<u32>, AddressHash>,
     /// Helper calls, by number.
     pub sites: Vec<Site>,
     /// Direct branches, by number.
@@ -132,26 +129,6 @@ pub struct Translator {
 
 // SAFETY: the pointers lead into code memory that this value owns.
 unsafe impl Send for Translator {}
-
-/// Hashing of addresses, which nobody chooses to collide: a guest can only slow itself down.
-#[derive(Default)]
-pub struct AddressHasher(u64);
-
-type Spread = BuildHasherDefault<AddressHasher>;
-
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
-    }
-
-    fn write_u64(&mut self, v: u64) {
-        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    }
-}
 
 fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
     host_pa << 6 | u64::from(crossing) << 5 | u64::from(variant & 31)
@@ -245,7 +222,7 @@ impl Translator {
         if let Some(&number) = self.by_key.get(&key(host_pa, crossing, variant)) {
             let f = &self.fragments[number as usize];
             if f.second_pa == block.second_pa {
-                if *f.bytes == *block.bytes() {
+                if f.insns.bytes() == block.insns.bytes() {
                     self.revive(number);
                     return Some(number);
                 }
@@ -268,7 +245,7 @@ impl Translator {
             next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
-        fragment::translate(&block.insns, block.bytes(), host_pa % 4096, &context, &mut self.scratch);
+        fragment::translate(&block.insns, block.insns.bytes(), host_pa % 4096, &context, &mut self.scratch);
         let draft = &self.scratch.draft;
         let line = self.code.append(&draft.code)?;
         let cold = self.code.append_cold(&draft.cold)?;
@@ -297,8 +274,7 @@ impl Translator {
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),
             entry_saved: line.wrapping_add(draft.entry_saved as usize),
-            insns: Arc::clone(&block.insns),
-            bytes: block.bytes().into(),
+            insns: block.insns.clone(),
             line: (line, draft.code.len() as u32),
             cold: (cold, draft.cold.len() as u32),
             variant,
@@ -306,7 +282,7 @@ impl Translator {
             second_pa: block.second_pa,
             outs: draft.stale.map(|at| cold.wrapping_add(at as usize)),
             stale: false,
-            kept: [Vec::new(), Vec::new()],
+            kept: [[0; PATCH]; 2],
         });
         self.by_key.insert(key(host_pa, crossing, variant), number);
         self.by_page.entry(host_pa / 4096).or_default().push(number);
@@ -343,7 +319,7 @@ impl Translator {
             f.stale = true;
             self.statistics.stale += 1;
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
-                f.kept[n] = self.code.read(entry, PATCH);
+                f.kept[n] = self.code.read(entry, PATCH).try_into().unwrap_or_default();
             }
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
                 self.code.overwrite(entry, &jump(entry, f.outs[n]));
@@ -385,7 +361,7 @@ fn follower(block: &Block, memory: &Memory) -> Option<Box<Insn>> {
     if block.insns.last()?.iced.mnemonic() != iced_x86::Mnemonic::Sti {
         return None;
     }
-    let at = block.host_pa + block.bytes().len() as u64;
+    let at = block.host_pa + block.insns.bytes().len() as u64;
     let mut bytes = [0; 15];
     let len = 15.min(4096 - at % 4096) as usize;
     let bytes = &mut bytes[..len];

@@ -85,7 +85,7 @@ impl Translator {
         let f = numbers
             .iter()
             .map(|&n| &self.fragments[n as usize])
-            .find(|f| !f.stale && (f.host_pa..f.host_pa + f.bytes.len() as u64).contains(&host_pa))?;
+            .find(|f| !f.stale && (f.host_pa..f.host_pa + f.insns.bytes().len() as u64).contains(&host_pa))?;
         // Where each instruction's code begins is not kept: translating again tells.
         let context = Context {
             glue_base: self.glue_base as u64,
@@ -96,17 +96,17 @@ impl Translator {
             next: None, // only what lies behind a last STI is told wrong
             exact_flags: self.exact_flags,
         };
-        fragment::translate(&f.insns, &f.bytes, f.host_pa % 4096, &context, &mut self.scratch);
+        fragment::translate(&f.insns, f.insns.bytes(), f.host_pa % 4096, &context, &mut self.scratch);
         let draft = &self.scratch.draft;
         let mut guest = Vec::new();
-        let mut rest = &f.bytes[..];
+        let mut rest = f.insns.bytes();
         for insn in &*f.insns {
             let (head, tail) = rest.split_at_checked(usize::from(insn.len))?;
             guest.push(head.to_vec());
             rest = tail;
         }
-        let code = self.code.read(f.line.0, f.line.1 as usize);
-        let cold = self.code.read(f.cold.0, f.cold.1 as usize);
+        let code = self.code.read(f.line.0, f.line.1 as usize).to_vec();
+        let cold = self.code.read(f.cold.0, f.cold.1 as usize).to_vec();
         let (base, cold_base) = (f.line.0 as u64, f.cold.0 as u64);
         Some(Listing { host_pa: f.host_pa, guest, base, code, cold_base, cold, starts: draft.starts.clone() })
     }

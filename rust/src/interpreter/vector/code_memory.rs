@@ -142,15 +142,15 @@ impl CodeMemory {
         }
     }
 
-    /// A copy of bytes at `at`.
+    /// The code at `at`, empty where there is none.
     #[must_use]
-    pub fn read(&self, at: *const u8, len: usize) -> Vec<u8> {
+    pub fn read(&self, at: *const u8, len: usize) -> &[u8] {
         let offset = (at as usize).wrapping_sub(self.executable as usize);
         if !self.holds(offset, len) {
-            return Vec::new();
+            return &[];
         }
-        // SAFETY: as in `overwrite`.
-        unsafe { std::slice::from_raw_parts(self.writable.add(offset), len) }.to_vec()
+        // SAFETY: the range lies in code that was appended before, and that changes by `overwrite` only.
+        unsafe { std::slice::from_raw_parts(self.writable.add(offset), len) }
     }
 }
 

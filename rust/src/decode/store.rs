@@ -1,0 +1,109 @@
+//! Where decoded instructions and their bytes lie: one behind the other in chunks, which go when nobody uses anything in
+//! them. Thousands of blocks need no allocation of their own, and are not freed one by one.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::Insn;
+
+/// Bytes of a chunk: several of the longest blocks.
+const CHUNK: usize = 64 << 10;
+const LAYOUT: Layout = match Layout::from_size_align(CHUNK, align_of::<Insn>()) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a power of two"),
+};
+// Instructions are forgotten with their chunk, not dropped.
+const _: () = assert!(!std::mem::needs_drop::<Insn>());
+
+/// Memory for instructions, freed by the last of its users.
+struct Chunk(NonNull<u8>);
+
+// SAFETY: it only frees the memory; who reads there answers for what lies there.
+unsafe impl Send for Chunk {}
+// SAFETY: as above.
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    fn new() -> Self {
+        // SAFETY: the size is not 0.
+        let memory = unsafe { alloc(LAYOUT) };
+        Self(NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(LAYOUT)))
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: it came from `alloc` with this layout.
+        unsafe { dealloc(self.0.as_ptr(), LAYOUT) };
+    }
+}
+
+/// Decoded instructions with their bytes.
+#[derive(Clone)]
+pub struct Decoded {
+    /// What they lie in.
+    _chunk: Arc<Chunk>,
+    /// The instructions; behind them their bytes.
+    first: NonNull<Insn>,
+    count: u16,
+    length: u16,
+}
+
+impl Decoded {
+    /// Their bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `Store::keep` wrote them there, and the chunk is alive.
+        unsafe {
+            let bytes: *const u8 = self.first.as_ptr().add(usize::from(self.count)).cast();
+            std::slice::from_raw_parts(bytes, usize::from(self.length))
+        }
+    }
+}
+
+impl Deref for Decoded {
+    type Target = [Insn];
+
+    #[inline(always)]
+    fn deref(&self) -> &[Insn] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), usize::from(self.count)) }
+    }
+}
+
+/// Where new ones go.
+pub struct Store {
+    chunk: Arc<Chunk>,
+    used: usize,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { chunk: Arc::new(Chunk::new()), used: 0 }
+    }
+}
+
+impl Store {
+    /// Takes the instructions out of `insns`, with their bytes. No block is longer than [`super::MAX_INSNS`].
+    pub fn keep(&mut self, insns: &mut Vec<Insn>, bytes: &[u8]) -> Decoded {
+        let (count, length) = (insns.len(), bytes.len());
+        let size = (count * size_of::<Insn>() + length).next_multiple_of(align_of::<Insn>());
+        assert!(size <= CHUNK, "a block fits into a chunk");
+        if CHUNK - self.used < size {
+            *self = Self::default();
+        }
+        // SAFETY: `size` bytes from `used` on lie in the chunk, are aligned, and nobody else has them; the instructions
+        // move, as `insns` forgets them.
+        let first = unsafe {
+            let first: NonNull<Insn> = self.chunk.0.add(self.used).cast();
+            insns.set_len(0);
+            first.copy_from_nonoverlapping(NonNull::new_unchecked(insns.as_mut_ptr()), count);
+            first.add(count).cast::<u8>().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), length);
+            first
+        };
+        self.used += size;
+        Decoded { _chunk: Arc::clone(&self.chunk), first, count: count as u16, length: length as u16 }
+    }
+}
