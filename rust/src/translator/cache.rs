@@ -72,6 +72,8 @@ pub struct Link {
     pub target: u64,
     /// Variant of the fragment that it wants.
     pub variant: u8,
+    /// Flags are in `saved_flags` there.
+    pub saved: bool,
 }
 
 /// What the translator has done.
@@ -269,7 +271,7 @@ impl Translator {
         for link in &draft.links {
             let target = host_pa & !4095 | u64::from(link.target);
             let variant = variant & !PLAIN | if link.plain { PLAIN } else { 0 };
-            self.links.push(Link { at: address(link.at), target, variant });
+            self.links.push(Link { at: address(link.at), target, variant, saved: link.saved });
         }
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),
@@ -303,7 +305,8 @@ impl Translator {
 
     /// Lets a direct branch go straight to a fragment.
     pub fn link(&mut self, link: Link, to: u32) {
-        let entry = self.fragments[to as usize].entry;
+        let to = &self.fragments[to as usize];
+        let entry = if link.saved { to.entry_saved } else { to.entry };
         let relative = (entry as i64 - (link.at as i64 + 4)) as i32;
         self.code.overwrite(link.at, &relative.to_le_bytes());
     }

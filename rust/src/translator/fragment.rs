@@ -4,8 +4,10 @@
 //! itself calls the interpreter's handler. No RIP and nothing of a level's controls is in the code.
 
 mod bits;
+mod calls;
 mod operand;
 mod stack;
+mod status;
 mod strings;
 mod system;
 
@@ -18,7 +20,7 @@ use super::asm::{Address, Asm, cc, reg};
 use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
 use super::encoding::{Encoding, Rm};
 use super::flags;
-use super::glue::{Glue, gpr, host, restore_flags, save_flags, state};
+use super::glue::{Glue, flags_aside, flags_back, gpr, host, state};
 use super::hot::hot;
 use super::shape::Shapes;
 use super::short::Short;
@@ -48,6 +50,8 @@ pub struct Link {
     pub target: u16,
     /// The target is wanted without groups of stack accesses: see `stack`.
     pub plain: bool,
+    /// Flags are in `saved_flags` where the branch is.
+    pub saved: bool,
 }
 
 /// A place in a fragment's code.
@@ -134,6 +138,7 @@ struct Builder<'a> {
     cold: Vec<Cold>,
     probes: Vec<operand::Probe>,
     live: Vec<bool>,
+    flags: status::Flags,
     groups: Vec<stack::Group>,
     /// Instructions that access the stack in a group.
     stacked: Vec<bool>,
@@ -207,6 +212,7 @@ pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_
         cold: room(&mut scratch.cold),
         probes: room(&mut scratch.probes),
         live: std::mem::take(&mut scratch.live),
+        flags: status::Flags::default(),
         groups,
         stacked,
         checks: room(&mut scratch.checks),
@@ -269,7 +275,7 @@ impl Builder<'_> {
         let needed = self.live[0];
         self.draft.entry = 0;
         if needed {
-            save_flags(&mut self.a);
+            flags_aside(&mut self.a);
         } else {
             // The two ways in stay apart: where the code goes stale, what replaces it may need the flags.
             self.a.bytes(&[0x0f, 0x1f, 0x44, 0x00, 0x00]);
@@ -279,9 +285,7 @@ impl Builder<'_> {
         self.a.op_mem(true, 0x83, 5, Address::base(reg::RSP, hot!(budget))); // sub qword [budget], n
         self.a.bytes(&[n]);
         let over = self.a.jcc_later(cc::S);
-        if needed {
-            restore_flags(&mut self.a);
-        }
+        self.flags = status::Flags { host: false, saved: needed };
         // The budget does not reach: give it back and leave before the first instruction.
         self.bind_cold(over);
         self.give_back(i32::from(n));
@@ -311,12 +315,14 @@ impl Builder<'_> {
 
     /// Calls the interpreter's handler for instruction `n`.
     fn interpret(&mut self, n: usize) {
+        self.flags_to_host(n);
         let site = self.site(n, None);
         self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
         self.jump_out(self.context.glue.slow);
         if n + 1 < self.insns.len() && !changes_variant(&self.insns[n]) {
             self.draft.sites[site].resume = Some(self.a.at() as u32);
         }
+        self.flags = status::Flags { host: true, saved: true };
     }
 
     /// Emits instruction `n`; true if control does not go on behind it.
@@ -325,6 +331,9 @@ impl Builder<'_> {
             self.settle();
         }
         self.check_stack(n);
+        if !status::goes_by(plan) {
+            self.flags_to_host(n);
+        }
         let done = match plan {
             Plan::Interpret => None,
             Plan::Native(native) => Encoding::parse(bytes).and_then(|e| self.native(n, native, &e)),
@@ -372,6 +381,7 @@ impl Builder<'_> {
             Plan::Repeat(repeat) => self.repeat(n, *repeat),
         };
         if let Some(ended) = done {
+            self.flags_after(n);
             self.draft.native += 1;
             return ended;
         }
@@ -393,15 +403,21 @@ impl Builder<'_> {
         self.a.lea(true, into, Address::base(into, offset as i32));
     }
 
-    /// Control goes to `offset` from the start of this page; flags are in the host.
+    /// Control goes to `offset` from the start of this page.
     fn go_to(&mut self, offset: i64) {
         if is_near(offset) {
             let at = self.a.jmp_later();
             self.branch_to(at, offset);
         } else {
             self.linear_of(reg::S0, offset);
-            self.jump_out(self.context.glue.lookup);
+            self.look_up();
         }
+    }
+
+    /// Control goes to the address in S0.
+    fn look_up(&mut self) {
+        let glue = &self.context.glue;
+        self.jump_out(if self.flags.saved { glue.lookup_saved } else { glue.lookup });
     }
 
     /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
@@ -409,29 +425,33 @@ impl Builder<'_> {
     fn branch_to(&mut self, at: usize, offset: i64) {
         self.bind_cold(at);
         if is_near(offset) {
-            self.link(Place32::Line(at as u32), offset as u16, false);
+            self.link(Place32::Line(at as u32), offset as u16, false, self.flags.saved);
         } else {
             self.c.load(reg::S0, hot!(rip_page));
             self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
             let out = self.c.jmp_later();
-            self.cold_outside(out, self.context.glue.lookup);
+            let glue = &self.context.glue;
+            self.cold_outside(out, if self.flags.saved { glue.lookup_saved } else { glue.lookup });
         }
     }
 
-    /// In the cold part: where the branch at `at` goes until it is linked.
-    fn link(&mut self, at: Place32, target: u16, plain: bool) {
+    /// In the cold part: where the branch at `at` goes until it is linked. `saved`: flags are in `saved_flags` there.
+    fn link(&mut self, at: Place32, target: u16, plain: bool, saved: bool) {
         let number = self.context.first_link + self.draft.links.len() as u32;
-        self.draft.links.push(Link { at, target, plain });
+        self.draft.links.push(Link { at, target, plain, saved });
+        if saved {
+            flags_back(&mut self.c);
+        }
         self.c.mov_imm(reg::S1, number);
         let out = self.c.jmp_later();
         self.cold_outside(out, self.context.glue.leave_link);
     }
 
-    /// In the cold part, flags in the host: goes to a fragment without groups that begins with instruction `n`.
-    fn plain_link(&mut self, n: usize) {
+    /// In the cold part: goes to a fragment without groups that begins with instruction `n`.
+    fn plain_link(&mut self, n: usize, saved: bool) {
         let at = self.c.jmp_later();
         self.c.bind_here(at); // until it is linked: the lines that follow
-        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true);
+        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true, saved);
     }
 
     /// Where the helper of `site` goes on: here.
@@ -451,6 +471,9 @@ impl Builder<'_> {
             (Some(m), None) => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
             (None, _) => (None, None),
         };
+        if status::is_touched(&self.insns[n]) {
+            self.flags_to_host(n);
+        }
         let find = |g: &GprOperand| {
             host(g.guest).or_else(|| moved.iter().find(|m| m.0 == g.guest).map(|m| m.1)).unwrap_or(reg::S1)
         };
@@ -548,47 +571,6 @@ impl Builder<'_> {
         Some(false)
     }
 
-    fn call(&mut self, n: usize) -> Option<bool> {
-        let to = self.target(n);
-        i32::try_from(to).ok()?;
-        self.push_return(n);
-        self.settle();
-        self.go_to(to);
-        Some(true)
-    }
-
-    /// S0 = target of an indirect branch.
-    fn indirect_target(&mut self, n: usize) -> Option<()> {
-        let i = &self.insns[n].iced;
-        if i.op0_kind() == OpKind::Register {
-            let guest = i.op0_register().number() as u8;
-            match host(guest) {
-                Some(from) => self.a.mov(reg::S0, from),
-                None => self.a.load(reg::S0, gpr(guest)),
-            }
-        } else {
-            self.operand(n, MemoryOperand { size: 8, written: false, aligned: false })?;
-            self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
-        }
-        Some(())
-    }
-
-    fn jump_indirect(&mut self, n: usize) -> Option<bool> {
-        self.indirect_target(n)?;
-        self.jump_out(self.context.glue.lookup);
-        Some(true)
-    }
-
-    fn call_indirect(&mut self, n: usize) -> Option<bool> {
-        self.indirect_target(n)?;
-        self.a.store(reg::S0, hot!(target));
-        self.push_return(n);
-        self.settle();
-        self.a.load(reg::S0, hot!(target));
-        self.jump_out(self.context.glue.lookup);
-        Some(true)
-    }
-
     // --- system instructions ---
 
     fn push_memory(&mut self, n: usize) -> Option<bool> {
@@ -646,7 +628,9 @@ impl Builder<'_> {
             self.operand_keeping_flags(n, m)?;
             self.a.op_mem(wide, 0x8b, reg::S0, Address::base(reg::S0, 0));
         }
-        save_flags(&mut self.a);
+        if !self.flags.saved {
+            flags_aside(&mut self.a);
+        }
         let mut misses = Vec::new();
         if signed {
             // RDX is the sign of RAX, and the divisor neither 0 nor -1.
@@ -663,7 +647,7 @@ impl Builder<'_> {
             self.a.op_reg(wide, 0x39, reg::S0, reg::RDX); // cmp rdx, s0
             misses.push(self.a.jcc_later(cc::AE));
         }
-        restore_flags(&mut self.a);
+        flags_back(&mut self.a);
         self.a.op_reg(wide, 0xf7, if signed { 7 } else { 6 }, reg::S0);
         let site = self.site(n, None);
         self.cold.push(Cold { from: misses, saved: true, site });
@@ -712,14 +696,14 @@ impl Builder<'_> {
         if !is_harmless(next) {
             return None;
         }
-        save_flags(&mut self.a);
+        flags_aside(&mut self.a);
         self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
         self.a.bytes(&[0]);
         let window = self.a.jcc_later(cc::NE);
         self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(budget))); // cmp qword [budget], 64
         self.a.bytes(&[64]);
         let short = self.a.jcc_later(cc::L);
-        restore_flags(&mut self.a);
+        flags_back(&mut self.a);
         self.without_interrupts();
         self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
         self.a.store(reg::S0, state!(rflags));
@@ -746,7 +730,7 @@ impl Builder<'_> {
     /// In the cold part: calls the interpreter's handler.
     fn call_handler(&mut self, saved: bool, site: usize) {
         if saved {
-            restore_flags(&mut self.c);
+            flags_back(&mut self.c);
         }
         self.c.mov_imm(reg::S1, self.context.first_site + site as u32);
         let at = self.c.jmp_later();
@@ -779,10 +763,7 @@ impl Builder<'_> {
                 continue;
             }
             // Who came here must not go on with the groups that failed.
-            if n == 1 {
-                restore_flags(&mut self.c);
-            }
-            self.plain_link(0);
+            self.plain_link(0, n == 1);
         }
     }
 }

@@ -111,6 +111,22 @@ pub fn restore_flags(a: &mut Asm) {
     a.load(reg::RAX, hot!(saved_rax));
 }
 
+/// Flags of the host to `hot.saved_flags`; clobbers S1.
+pub fn flags_aside(a: &mut Asm) {
+    a.mov(reg::S1, reg::RAX);
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    a.store(reg::RAX, hot!(saved_flags));
+    a.mov(reg::RAX, reg::S1);
+}
+
+/// The reverse of [`flags_aside`]; clobbers S1.
+pub fn flags_back(a: &mut Asm) {
+    a.mov(reg::S1, reg::RAX);
+    a.load(reg::RAX, hot!(saved_flags));
+    a.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127 (makes OF); sahf
+    a.mov(reg::RAX, reg::S1);
+}
+
 /// Vector register `n` to or from its place in the state, with `depth` bytes of stack in use.
 pub fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
     let opcode = 0x10 | u8::from(store);
@@ -221,10 +237,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
 
     // The target, tagged with the epoch of its half of the address space, is compared with the table's tag.
     g.lookup = a.at();
-    a.mov(reg::S1, reg::RAX);
-    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-    a.store(reg::RAX, hot!(saved_flags));
-    a.mov(reg::RAX, reg::S1);
+    flags_aside(a);
     g.lookup_saved = a.at();
     a.store(reg::S0, state!(rip));
     let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };

@@ -260,6 +260,12 @@ impl Hot {
         }
     }
 
+    /// The guest's flags, for code that takes them from `saved_flags`.
+    #[inline]
+    pub fn set_saved_flags(&mut self, rflags: u64) {
+        self.saved_flags = (rflags & 0xd5) << 8 | rflags >> 11 & 1;
+    }
+
     /// Sets what never changes.
     pub fn initialise(&mut self) {
         self.spread = SPREAD;

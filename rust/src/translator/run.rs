@@ -288,8 +288,10 @@ impl Cpu {
                     && !self.boundary
                     && self.memory.code_log().position() == seen
                     && self.state.hot().slots_stamps == stamps;
+                let flags = self.state.rflags;
                 let hot = self.state.hot();
                 hot.keep_slots(&self.mmu);
+                hot.set_saved_flags(flags);
                 hot.budget = left - if goes_on { rest as i64 } else { 0 };
                 hot.resume = site.resume;
                 goes_on
@@ -333,7 +335,7 @@ impl Cpu {
         self.boundary = false;
         let hot = self.state.hot();
         hot.resume = code;
-        hot.saved_flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
+        hot.set_saved_flags(flags);
         true
     }
 }

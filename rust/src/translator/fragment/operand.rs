@@ -2,7 +2,7 @@
 
 use super::super::asm::{Address, reg};
 use super::super::classify::MemoryOperand;
-use super::super::glue::{gpr, host, restore_flags, save_flags, state};
+use super::super::glue::{flags_aside, flags_back, gpr, host, state};
 use super::super::hot::{SLOTS, hot, slot_part};
 use super::super::probe::leave_page;
 use super::super::variant::SUPERVISOR;
@@ -70,19 +70,15 @@ impl Builder<'_> {
         true
     }
 
-    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part. Clobbers S1 and the
-    /// flags, unless they live.
+    /// S0 = host pointer of the linear address in S0, through the TLB; otherwise to the cold part. Clobbers S1, and the
+    /// host's flags unless they will soon be read there.
     pub(super) fn translate_address(&mut self, n: usize, m: MemoryOperand) -> usize {
-        if !self.live[n] {
-            return self.translate_without_flags(n, m, false);
-        }
-        if m.size.is_power_of_two() && m.size <= 8 && is_x86_feature_detected!("bmi2") {
+        let beside = m.size.is_power_of_two() && m.size <= 8 && is_x86_feature_detected!("bmi2");
+        if beside && self.flags_should_stay(n) {
             return self.translate_beside_flags(n, m);
         }
-        save_flags(&mut self.a);
-        let site = self.translate_without_flags(n, m, true);
-        restore_flags(&mut self.a);
-        site
+        let saved = self.flags_may_go(n);
+        self.translate_without_flags(n, m, saved)
     }
 
     /// The next site, for an access by instruction `n`, and where its slot lies.
@@ -136,13 +132,13 @@ impl Builder<'_> {
         let mut beyond = 0;
         if beside {
             self.c.mov(reg::RCX, reg::S1);
-            save_flags(&mut self.c);
+            flags_aside(&mut self.c);
             beyond = leave_page(&mut self.c, p.memory);
             self.c.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, p.slot + 8));
         }
         let found = self.c.at();
         if beside {
-            restore_flags(&mut self.c);
+            flags_back(&mut self.c);
             let back = self.c.jmp_later();
             self.cold_line(back, p.back);
             self.c.bind_here(beyond);

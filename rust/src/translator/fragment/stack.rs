@@ -3,11 +3,11 @@
 //!
 //! Where the range does not lie in that page, a fragment without groups goes on ([`super::super::variant::PLAIN`]).
 
-use iced_x86::{Code, Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::super::asm::{Address, cc, reg};
 use super::super::classify::{MemoryOperand, Native, Plan};
-use super::super::glue::{restore_flags, save_flags, shift_right};
+use super::super::glue::shift_right;
 use super::super::hot::hot;
 use super::super::probe::within;
 use super::Builder;
@@ -157,12 +157,12 @@ impl Builder<'_> {
         }
     }
 
-    fn in_group(&self, n: usize) -> bool {
+    pub(super) fn in_group(&self, n: usize) -> bool {
         self.stacked[n]
     }
 
     /// Where `disp` bytes from guest RSP lie, in a group.
-    fn on_stack(&self, disp: i32) -> Address {
+    pub(super) fn on_stack(&self, disp: i32) -> Address {
         let disp = disp + self.pending;
         Address { base: Some(reg::GUEST_RSP), index: Some(reg::STACK), shift: 0, disp }
     }
@@ -175,17 +175,11 @@ impl Builder<'_> {
     /// Before the first instruction of a group: it lies in the page of stack.
     pub(super) fn check_stack(&mut self, n: usize) {
         let Some(&group) = self.groups.iter().find(|g| g.first == n) else { return };
-        let saved = self.live[n];
-        if saved {
-            save_flags(&mut self.a);
-        }
+        let saved = self.flags_may_go(n);
         let again = self.a.at();
         self.a.lea(true, reg::S0, Address::base(reg::GUEST_RSP, group.low));
         self.a.op_mem(true, 0x2b, reg::S0, Address::base(reg::RSP, hot!(stack_page))); // sub s0, [stack_page]
         let from = within(&mut self.a, group.high - group.low);
-        if saved {
-            restore_flags(&mut self.a);
-        }
         self.checks.push(Check { from, again, group, saved });
     }
 
@@ -204,14 +198,11 @@ impl Builder<'_> {
         self.cold_line(again, check.again);
         self.c.bind_here(crosses);
         self.give_back((self.insns.len() - group.first) as i32);
-        if check.saved {
-            restore_flags(&mut self.c);
-        }
-        self.plain_link(group.first);
+        self.plain_link(group.first, check.saved);
     }
 
     /// S0 = pointer to the eight bytes at guest RSP + `disp`, outside of a group.
-    fn stack(&mut self, n: usize, disp: i32, written: bool) -> usize {
+    pub(super) fn stack(&mut self, n: usize, disp: i32, written: bool) -> usize {
         self.a.lea(true, reg::S0, Address::base(reg::GUEST_RSP, disp));
         self.translate_address(n, MemoryOperand { size: 8, written, aligned: false })
     }
@@ -290,21 +281,5 @@ impl Builder<'_> {
         self.linear_of(reg::S1, next);
         self.a.op_mem(true, 0x89, reg::S1, to);
         self.pending -= 8;
-    }
-
-    pub(super) fn ret(&mut self, n: usize) -> Option<bool> {
-        let i = &self.insns[n].iced;
-        let extra = if i.code() == Code::Retnq_imm16 { i32::from(i.immediate16()) } else { 0 };
-        let from = if self.in_group(n) {
-            self.on_stack(0)
-        } else {
-            self.stack(n, 0, false);
-            Address::base(reg::S0, 0)
-        };
-        self.a.op_mem(true, 0x8b, reg::S0, from);
-        self.pending += 8 + extra;
-        self.settle();
-        self.jump_out(self.context.glue.lookup);
-        Some(true)
     }
 }
