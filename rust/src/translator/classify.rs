@@ -87,6 +87,8 @@ pub enum Plan {
     Return,
     /// PUSH m64.
     PushMemory,
+    /// POP m64.
+    PopMemory,
     /// PUSHFQ.
     PushFlags,
     /// A hint that touches nothing.
@@ -157,6 +159,12 @@ pub fn classify(insn: &Insn, variant: u8, shapes: &mut Shapes) -> Plan {
             };
         }
         M::Pop if i.code() == Code::Pop_r64 => return Plan::Pop,
+        M::Pop if i.code() == Code::Pop_rm64 => {
+            return match i.op0_kind() {
+                OpKind::Memory => Plan::PopMemory,
+                _ => Plan::Interpret,
+            };
+        }
         M::Leave if i.code() == Code::Leaveq => return Plan::Leave,
         M::Lea if insn.address_mask != 0xffff => return Plan::Lea,
         M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetchw => return Plan::Nothing,

@@ -369,6 +369,7 @@ impl Builder<'_> {
             Plan::CallIndirect => self.call_indirect(n),
             Plan::Return => self.ret(n),
             Plan::PushMemory => self.push_memory(n),
+            Plan::PopMemory => self.pop_memory(n),
             Plan::PushFlags => self.push_flags(n),
             Plan::Nothing => Some(false),
             Plan::Divide => Encoding::parse(bytes).and_then(|e| self.divide(n, &e)),
@@ -387,8 +388,16 @@ impl Builder<'_> {
         }
         self.settle();
         self.interpret(n);
-        // The last instruction leaves from its helper.
-        n + 1 == self.insns.len()
+        if n + 1 < self.insns.len() {
+            return false;
+        }
+        // The last instruction leaves from its helper, unless what comes next is as it was.
+        if is_calm(&self.insns[n]) {
+            let site = self.draft.sites.len() - 1;
+            self.resumes_here(site);
+            self.go_to(self.offsets[n + 1] as i64);
+        }
+        true
     }
 
     /// Offset of a direct branch's target from the start of the page.
@@ -583,6 +592,21 @@ impl Builder<'_> {
         if let Some(site) = site {
             self.resumes_here(site);
         }
+        Some(false)
+    }
+
+    fn pop_memory(&mut self, n: usize) -> Option<bool> {
+        // RSP has moved when the address is made.
+        if !self.in_group(n) || self.insns[n].base == 4 {
+            return None;
+        }
+        let site = self.operand(n, MemoryOperand { size: 8, written: true, aligned: false })?;
+        let from = self.on_stack(0);
+        self.a.op_mem(true, 0x8b, reg::S1, from);
+        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.pending += 8;
+        self.settle();
+        self.resumes_here(site);
         Some(false)
     }
 
@@ -814,6 +838,21 @@ fn changes_variant(insn: &Insn) -> bool {
         insn.iced.mnemonic(),
         M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64
     )
+}
+
+/// An instruction that ends its block and changes neither mode nor privilege, as a rule: the helper knows when it did.
+fn is_calm(insn: &Insn) -> bool {
+    use iced_x86::Mnemonic as M;
+    let i = &insn.iced;
+    match i.mnemonic() {
+        M::Vmread | M::Vmwrite | M::Rdmsr | M::Wrmsr | M::Rdpmc | M::Invlpg | M::Lgdt | M::Lidt => true,
+        M::Xsaves | M::Xsaves64 => true,
+        M::Mov | M::Pop => {
+            let data = [Register::DS, Register::ES, Register::FS, Register::GS];
+            i.op0_kind() == OpKind::Register && data.contains(&i.op0_register())
+        }
+        _ => false,
+    }
 }
 
 /// Register moves and NOPs: they neither fault nor exit, and read no flags.

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
+use iced_x86::Mnemonic;
+
 use super::cache::{DEFAULT_BYTES, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
@@ -12,9 +14,13 @@ use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::mmu::EPOCH_SPARE;
-use crate::state::{cr, flag};
+use crate::state::{cr, flag, gpr};
 use crate::stop::{Exec, Stop};
 use crate::vmx::bits::primary;
+
+/// MSRs of which translated code takes nothing for granted and keeps no copy: SPEC_CTRL, PRED_CMD, TSC_DEADLINE, FS.base,
+/// GS.base, and the base for SWAPGS.
+const CALM_MSRS: [u32; 6] = [0x48, 0x49, 0x6e0, 0xc000_0100, 0xc000_0101, 0xc000_0102];
 
 /// How a helper ended the run of translated code.
 #[derive(Default)]
@@ -284,10 +290,14 @@ impl Cpu {
                 let stamps = self.translation_stamps();
                 // A group of stack accesses may go on behind this instruction: its page must still hold.
                 let goes_on = left >= rest as i64
+                    && !(insn.iced.mnemonic() == Mnemonic::Wrmsr && self.changes_much())
                     && self.state.pending_debug == 0
                     && !self.boundary
                     && self.memory.code_log().position() == seen
                     && self.state.hot().slots_stamps == stamps;
+                if !goes_on && rest == 0 {
+                    return self.goes_elsewhere(seen);
+                }
                 let flags = self.state.rflags;
                 let hot = self.state.hot();
                 hot.keep_slots(&self.mmu);
@@ -309,6 +319,11 @@ impl Cpu {
                 false
             }
         }
+    }
+
+    /// WRMSR may have changed what translated code takes for granted, or has in its hot data.
+    fn changes_much(&self) -> bool {
+        !CALM_MSRS.contains(&(self.state.gpr[gpr::RCX] as u32))
     }
 
     /// After an instruction that may have changed anything: goes on with the fragment at the new RIP, if there is

@@ -69,6 +69,7 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
     ("push r14", &[0x41, 0x56]),
     ("push 1", &[0x6a, 1]),
     ("pop rax", &[0x58]),
+    ("pop qword [rbx]", &[0x8f, 0x03]),
     ("leave", &[0xc9]),
     ("jz +0", &[0x74, 0]),
     ("jmp +0", &[0xeb, 0]),

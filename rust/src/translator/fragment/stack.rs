@@ -98,6 +98,7 @@ fn stack_use(insn: &Insn, plan: &Plan) -> Use {
             let moves = (insn.iced.op0_register() != Register::RSP).then_some(8);
             Use { access: Some((0, 8, false)), moves }
         }
+        Plan::PopMemory => Use { access: Some((0, 8, false)), moves: Some(8) },
         Plan::Return => Use { access: Some((0, 8, false)), moves: None },
         Plan::Lea if insn.iced.op0_register().full_register() == Register::RSP => {
             Use { access: None, moves: moved_by_lea(insn) }
