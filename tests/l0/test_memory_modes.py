@@ -17,6 +17,7 @@ from turtles.l0.mmu import paging as P
 from turtles.l0.mmu.ept01 import Ept01
 from turtles.l0.mmu.ept02 import Ept02, Resolve, Tactic
 from turtles.l0.mmu.ept12 import Ept12Walker
+from turtles.l0.mmu.protection import Protection
 from turtles.l0.mmu.shadow_tables import ShadowTables
 from turtles.l0.mmu.tracking import WriteTracking
 from turtles.l0.pool import PagePool
@@ -71,7 +72,10 @@ class Tower:
         self.shadow12 = self.fold()
         self.ept01 = Ept01(self.pool, regions)
         self.tracking = WriteTracking(self.ept01, lambda eptp: None)
-        self.mirror = ShadowTables(self.pool, self.l1, PHYSICAL_BITS, lambda: 1, lambda vpid: None)
+        protection = Protection() if seed % 2 else None
+        self.mirror = ShadowTables(
+            self.pool, self.l1, PHYSICAL_BITS, lambda: 1, lambda vpid: None, protection
+        )
 
     def walker(self) -> Ept12Walker:
         return Ept12Walker(self.l1, PHYSICAL_BITS, execute_only=True)

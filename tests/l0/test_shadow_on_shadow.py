@@ -179,3 +179,42 @@ def test_32_bit_tables_in_vmcs12_are_refused_with_a_line() -> None:
     guest.c.v[F.GUEST_CR4] &= ~X.CR4_PAE
     outcome = guest.run()
     assert outcome.ending is Ending.ERROR and "32-bit paging" in outcome.message
+
+
+# --- write tracking ---
+
+RELOAD: bytes = mov_from_cr(3) + mov_to_cr(3)
+
+
+WRITE_PROTECT: bytes = mov_from_cr(0) + b"\x0d" + X.CR0_WP.to_bytes(4, "little") + mov_to_cr(0)
+
+
+@pytest.mark.parametrize("protected", [False, True])
+@pytest.mark.parametrize("pae", [False, True])
+def test_a_tracked_table_is_written_by_l0_in_l1s_place(pae: bool, protected: bool) -> None:
+    """A locked addition to an entry, whose read and write both exit; without CR0.WP nothing is tracked."""
+    entry = TABLES + (0x1008 if pae else 4)
+    table = entry & ~0xFFF
+    size = 0x20_0000 if pae else 0x40_0000
+    add = b"\xf0\x81\x05" + entry.to_bytes(4, "little") + size.to_bytes(4, "little")
+
+    def run(more: bytes) -> Guest:
+        begin = WRITE_PROTECT if protected else b""
+        guest = paged(begin + load(size) + RELOAD * 6 + more + RELOAD + load(size) + DONE, pae)
+        guest.machine.l1.write(entry, (size | 0x87).to_bytes(4, "little"))
+        guest.put64(size, 1)
+        guest.put64(2 * size, 2)
+        return guest
+
+    guest = run(add)
+    assert guest.result() == 2
+    assert guest.machine.mmu.tracks(table) == protected
+    fill = mov(0, 0) + b"\xbf" + (table + 0x800).to_bytes(4, "little") + mov(1, 64) + b"\xf3\xab"  # rep stosd
+    guest = run(fill + add)
+    assert guest.result() == 2
+    assert not guest.machine.mmu.tracks(table), "too many stores"
+
+
+def test_without_the_tactic_nothing_is_tracked() -> None:
+    guest = nested(DONE, report(E.EXIT_REASON), Tactics(track_tables=False))
+    assert guest.machine.l1.on_write is None and not guest.machine.mmu.tracks(SHADOW_PDPT)

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turtles.l0.mmu import paging as P
-from turtles.l0.mmu.shadow_tables import ShadowTables, Table
+from turtles.l0.mmu.mirror import Table
+from turtles.l0.mmu.protection import Protection
+from turtles.l0.mmu.shadow_tables import ShadowTables
 from turtles.l0.pool import PagePool, PoolExhausted
 from turtles.l0.ports import RamRegion
 from turtles.l0.ram import L1Memory
@@ -40,14 +42,17 @@ EVERY_ACCESS = [
 class World:
     """A guest's tables in L1's memory, and their mirror."""
 
-    def __init__(self, kind: str, wp: bool = True, pool_pages: int = 512, shift: int = 0) -> None:
+    def __init__(
+        self, kind: str, wp: bool = True, pool_pages: int = 512, shift: int = 0, tracked: bool = False
+    ) -> None:
         self.kind = kind
+        self.protection = Protection() if tracked else None
         self.memory = Memory(LOW + HIGH + 2 * MIB, pool=pool_pages * 4096)
         self.l1 = L1Memory(self.memory, (RamRegion(0, LOW, 0), RamRegion(HIGH_L1, HIGH, LOW + shift)))
         self.pool = PagePool(self.memory, self.memory.size, self.memory.total)
         self.flushes = 0
         self.tables = ShadowTables(
-            self.pool, self.l1, PHYSICAL_BITS, itertools.count(1).__next__, self.flushed
+            self.pool, self.l1, PHYSICAL_BITS, itertools.count(1).__next__, self.flushed, self.protection
         )
         self.next = TABLES
         self.top = self.new()
@@ -82,12 +87,39 @@ class World:
             entry = int.from_bytes(self.l1.read(at, width), "little")
             if not entry & P.PRESENT or entry & P.LARGE:
                 entry = self.new() | P.PRESENT | P.WRITABLE | P.USER
-                self.l1.write(at, entry.to_bytes(width, "little"))
+                self.store(at, entry.to_bytes(width, "little"))
             table = entry & P.ADDRESS
             above -= 1
         at = table + (linear >> 12 + bits * (level - 1) & (1 << bits) - 1) * width
         entry = physical | flags | (P.LARGE if level > 1 else 0)
-        self.l1.write(at, (entry & (1 << 8 * width) - 1).to_bytes(width, "little"))
+        self.store(at, (entry & (1 << 8 * width) - 1).to_bytes(width, "little"))
+
+    def store(self, l1_pa: int, data: bytes) -> None:
+        """The guest's store, which exits where the page is tracked."""
+        self.l1.write(l1_pa, data)
+        host_pa = self.l1.host_pa(l1_pa)
+        if self.protection is not None and host_pa in self.protection:
+            self.protection.stored(host_pa, len(data))
+
+    def tracked(self, host_pa: int) -> bool:
+        return self.protection is not None and host_pa in self.protection
+
+    def check_protected(self) -> None:
+        """No mirror maps a tracked page writable."""
+        pending = [(self.root(), 6)]
+        while pending:
+            table, rights = pending.pop()
+            for index, entry in enumerate(table.entries):
+                here = rights if table.level == 3 and not table.role.long else rights & entry
+                if not entry & P.PRESENT:
+                    continue
+                if table.level > 1 and not entry & P.LARGE:
+                    pending.append((table.children[index], here))
+                elif here & P.WRITABLE:
+                    size = 1 << 12 + 9 * (table.level - 1)
+                    base = entry & P.ADDRESS & -size
+                    tables = range(self.l1.host_pa(TABLES), self.l1.host_pa(self.next) + 4096, 4096)
+                    assert not any(self.tracked(t) for t in tables if base <= t < base + size)
 
     def allowed(self, linear: int, access: int) -> P.Walk | None:
         """What the guest's tables say."""
@@ -129,11 +161,11 @@ class World:
 
     def access(self, linear: int, access: int) -> int | None:
         """One access with what L0 does about it: where it goes, or none where the guest faults."""
+        write = bool(access & P.ERROR_WRITE)
         for _ in range(2):
             host_pa = self.mirrored(linear, access)
             if host_pa is not None:
                 return host_pa
-            write = bool(access & P.ERROR_WRITE)
             found = None
             if self.kind != NONE:
                 found = self.allowed(linear, access)
@@ -141,6 +173,9 @@ class World:
                     return None
                 wp = self.registers.cr0 & X.CR0_WP
                 P.set_flags(self.registers, found, write or not wp, self.l1.set_bits64)
+            here = self.l1.host_pa(linear & 0xFFFF_FFFF if found is None else found.physical)
+            if write and self.tracked(here):
+                return here  # L0 does the store
             missing = self.tables.fill(self.root(), linear, found, self.registers, write)
             assert missing >= 0, "nothing changed, and it would fault again"
             if missing:
@@ -174,10 +209,13 @@ ADDRESSES = [page * 4096 + offset for page in PAGES for offset in (0, 0x123)]
     kind=st.sampled_from(FORMATS),
     wp=st.booleans(),
     shift=st.sampled_from([0, 4096, 2 * MIB]),
+    tracked=st.booleans(),
 )
-def test_random_tables_accesses_and_flushes(seed: int, kind: str, wp: bool, shift: int) -> None:
+def test_random_tables_accesses_and_flushes(
+    seed: int, kind: str, wp: bool, shift: int, tracked: bool
+) -> None:
     rng = random.Random(seed)
-    world = World(kind, wp, shift=shift)
+    world = World(kind, wp, shift=shift, tracked=tracked)
     for _ in range(50):
         linear = rng.choice(ADDRESSES)
         act = rng.random()
@@ -211,6 +249,41 @@ def test_random_tables_accesses_and_flushes(seed: int, kind: str, wp: bool, shif
             else:
                 here = world.l1.host_pa(found.physical)
                 assert host_pa == (here if here >= 0 else -found.physical)
+        if tracked and rng.random() < 0.2:
+            world.check_protected()
+
+
+@pytest.mark.parametrize("kind", [LONG, PAE, NARROW])
+def test_a_table_that_stands_still_is_tracked_and_stores_to_it_are_followed_at_once(kind: str) -> None:
+    world = World(kind, tracked=True)
+    used = P.ACCESSED | P.DIRTY
+    size = 4 * MIB if kind == NARROW else 2 * MIB
+    world.map(size, 0, 7 | used, level=2)  # the large page holds the tables
+    world.map(0x3000, 0x5000, 7 | used)
+    leaf = world.next
+    assert world.access(0x3123, P.ERROR_WRITE) == 0x5123
+    assert world.mirrored(size + leaf, P.ERROR_WRITE) is None or not world.tracked(leaf)
+    assert world.access(size + leaf, P.ERROR_WRITE) == leaf
+    for _ in range(6):
+        world.tables.forget()
+        world.root()
+    assert world.tracked(leaf) and world.tracked(world.top) == (kind != PAE)
+    world.check_protected()
+    assert world.mirrored(size + leaf, P.ERROR_WRITE) is None, "the page round it is cut"
+    assert world.access(size + leaf, 0) == leaf
+    assert world.access(size + 0x7000, P.ERROR_WRITE) == 0x7000
+    world.check_protected()
+    flushes = world.flushes
+    world.map(0x3000, 0x6000, 7 | used)
+    assert world.mirrored(0x3123, P.ERROR_WRITE) == 0x6123, "without a flush of the guest's"
+    assert world.flushes > flushes, "silicon may know the old one"
+    for page in range(8):
+        world.map(page << 12, 0x6000, 7 | used)
+    assert not world.tracked(leaf), "given up: comparing it costs less"
+    assert world.access(size + leaf, P.ERROR_WRITE) == leaf
+    world.map(0x3000, 0, 0)
+    world.tables.forget()
+    assert world.mirrored(0x3123, 0) is None
 
 
 @pytest.mark.parametrize("kind", [LONG, PAE, NARROW])

@@ -104,8 +104,11 @@ class Machine:
         self.shadow: ShadowOnShadow | None = None
         if mode == "shadow-on-shadow":
             tags = self.tactics.vpid and self.model.has("vpid")
-            self.shadow = ShadowOnShadow(pool, self.l1, memory, self.physical_bits, tags)
+            track = self.tactics.track_tables
+            self.shadow = ShadowOnShadow(pool, self.l1, memory, self.physical_bits, tags, track)
             self.mmu: MemoryMode = self.shadow
+            if track:
+                self.l1.on_write = self.shadow.stored
         else:
             self.mmu = MultiDimensional(pool, self.l1, walker, memory.invept, tactic)
             if tactic is not Tactic.INVEPT:

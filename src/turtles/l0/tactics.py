@@ -44,6 +44,10 @@ class Tactics:
     """APIC-register virtualization, virtual-interrupt delivery and posted interrupts are offered to L1, whose
     guests' EOIs and interrupts then cost fewer exits. Off: L1's processor lacks them."""
 
+    track_tables: bool = True
+    """In shadow-on-shadow, tables of L1's that stand still are write-protected, so that stores to them exit
+    and are followed at once. Off: all are compared at each flush."""
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """As users write them: with a hyphen."""

@@ -72,6 +72,9 @@ def _page_fault(vcpu: Vcpu, mode: ShadowOnShadow) -> None:
     if what is Resolve.MAPPED:
         memory.keep_replayed(vcpu)
         return
+    if what is Resolve.TRACKED:
+        _store(vcpu, mode, l1_pa & ~0xFFF | regs[S.ASSIST_ADDRESS] & 0xFFF)
+        return
     if vcpu.level == 2:
         c = vcpu.entered12
         if c.apic_access_l1_pa >= 0 and l1_pa & ~0xFFF == c.apic_access_l1_pa:
@@ -80,6 +83,22 @@ def _page_fault(vcpu: Vcpu, mode: ShadowOnShadow) -> None:
     at = l1_pa & ~0xFFF | regs[S.ASSIST_ADDRESS] & 0xFFF
     if not memory.device(vcpu, at):
         mode.map_nothing(vcpu, linear, error, vcpu.machine.nothing_host_pa)
+
+
+def _store(vcpu: Vcpu, mode: ShadowOnShadow, l1_pa: int) -> None:
+    """A store to a table that is mirrored, or the read before it: L0 does it in the instruction's place."""
+    regs = vcpu.regs
+    kind, width = regs[S.ASSIST_KIND], regs[S.ASSIST_WIDTH]
+    if vcpu.v[F.IDT_VECTORING_INFO] & X.VALID or kind not in (memory.MMIO_READ, memory.MMIO_WRITE):
+        # Event delivery, or no single access of an instruction: it is done again, and passes.
+        mode.untrack(l1_pa)
+        memory.keep_replayed(vcpu)
+        return
+    if kind == memory.MMIO_WRITE:
+        mode.tracked_write(l1_pa, width, regs[S.ASSIST_DATA])
+    else:
+        regs[S.ASSIST_RESULT] = int.from_bytes(vcpu.machine.l1.read(l1_pa, width), "little")
+    regs[S.ASSIST_DONE] = 1
 
 
 def _guests_own(vcpu: Vcpu, linear: int, error: int) -> None:

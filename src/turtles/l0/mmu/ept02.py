@@ -38,6 +38,7 @@ class Resolve(IntEnum):
     DEVICE = 1  # `value` is an l1_pa that is not RAM
     REFLECT_VIOLATION = 2  # ept12 is at fault; `value` is the rights that it gives
     REFLECT_MISCONFIGURATION = 3
+    TRACKED = 4  # a store to a page that holds tables which L0 mirrors; `value` is the l1_pa
 
 
 class Resolution(NamedTuple):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from turtles.l0.mmu import paging as P
 from turtles.l0.mmu.ept02 import Resolution, Resolve
-from turtles.l0.mmu.shadow_tables import ShadowTables, Table
+from turtles.l0.mmu.mirror import Table
+from turtles.l0.mmu.protection import Protection
+from turtles.l0.mmu.shadow_tables import ShadowTables
 from turtles.l0.outcome import GuestStop
 from turtles.l0.pool import PagePool, PoolExhausted
 from turtles.l0.ram import L1Memory
@@ -48,6 +50,7 @@ class ShadowOnShadow:
         memory: Memory,
         physical_bits: int,
         tags: bool,
+        track_tables: bool = True,
     ) -> None:
         if memory.total > HIGHEST:
             raise GuestStop(
@@ -57,8 +60,10 @@ class ShadowOnShadow:
         self._tags = tags
         self._physical_bits = physical_bits
         self._last_vpid = 0
-        self.tables1 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush)
-        self.tables2 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush)
+        self._l1 = l1
+        self._protection = protection = Protection() if track_tables else None
+        self.tables1 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush, protection)
+        self.tables2 = ShadowTables(pool, l1, physical_bits, self._new_vpid, self._flush, protection)
 
     def _new_vpid(self) -> int:
         if self._last_vpid == LAST_VPID:
@@ -112,6 +117,8 @@ class ShadowOnShadow:
         v[F.GUEST_CR3], v[F.VPID] = root.host_pa, root.vpid
 
     def _root1(self, r: P.Registers) -> Table:
+        if self._protection is not None:
+            self._protection.follow_wp(bool(r.cr0 & X.CR0_WP))
         try:
             return self.tables1.root(r)
         except PoolExhausted:
@@ -124,6 +131,8 @@ class ShadowOnShadow:
     def _release(self) -> None:
         self.tables1.release()
         self.tables2.release()
+        if self._protection is not None:
+            self._protection.clear()
         self._last_vpid = 0
 
     # --- L2's registers ---
@@ -171,6 +180,8 @@ class ShadowOnShadow:
         c.v02[F.GUEST_CR3], c.v02[F.VPID] = root.host_pa, root.vpid
 
     def _root2(self, vcpu: Vcpu, r: P.Registers) -> Table:
+        if self._protection is not None:
+            self._protection.follow_wp(bool(r.cr0 & X.CR0_WP))
         try:
             return self.tables2.root(r)
         except PoolExhausted:
@@ -187,6 +198,10 @@ class ShadowOnShadow:
     def page_fault(self, vcpu: Vcpu, linear: int, error: int) -> Resolution:
         """Answers a page fault of the context; raises paging.PageFault where it is the context's own."""
         r, found, write = self._walk(vcpu, linear, error)
+        if write and self._protection is not None:
+            l1_pa = linear & 0xFFFF_FFFF if found is None else found.physical
+            if self._l1.host_pa(l1_pa) in self._protection:
+                return Resolution(Resolve.TRACKED, l1_pa)
         for _ in range(2):
             tables, root = self._current(vcpu, r)
             try:
@@ -268,16 +283,24 @@ class ShadowOnShadow:
 
     def tracks(self, l1_pa: int) -> bool:
         """See MemoryMode."""
-        return False
+        return self._protection is not None and self._l1.host_pa(l1_pa) in self._protection
 
     def tracked_write(self, l1_pa: int, width: int, data: int) -> None:
-        """See MemoryMode."""
+        """See MemoryMode. Here L0 does the store in the guest's place."""
+        host_pa = self._l1.host_pa(l1_pa)
+        self._memory.write(host_pa, data.to_bytes(8, "little")[:width])
+        if self._protection is not None:
+            self._protection.stored(host_pa, width)
 
     def stored(self, l1_pa: int, length: int) -> None:
         """See MemoryMode."""
+        for page in range(l1_pa & ~0xFFF, l1_pa + length, 0x1000):
+            self.untrack(page)
 
     def untrack(self, l1_pa: int) -> None:
         """See MemoryMode."""
+        if self._protection is not None and (host_pa := self._l1.host_pa(l1_pa)) >= 0:
+            self._protection.give_up(host_pa)
 
     def map_l1(self, l1_pa: int, host_pa: int) -> None:
         """See MemoryMode."""

@@ -3,20 +3,22 @@
 One object serves one family of tables: L1's own, or those that L1 made for its L2s (its shadow tables). The
 processor runs on the mirror. It is what SDM 33.3 calls a virtual TLB: it is filled by page faults, and may
 lag behind the guest's tables until the guest flushes; then each table in use is compared with what it was
-made from (one bulk read and one memcmp), and only what differs is followed. Accessed and dirty flags: an
-entry appears here once it is accessed there, and is writable once it is dirty. It injects nothing and knows
-no VMCS.
+made from (one bulk read and one memcmp), and only what differs is followed. A table that stands still is
+tracked (`protection`): stores to it exit and are followed at once, and no flush looks at it. Accessed and
+dirty flags: an entry appears here once it is accessed there, and is writable once it is dirty. It injects
+nothing and knows no VMCS.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from turtles.l0.mmu import paging as P
+from turtles.l0.mmu.mirror import Role, Table
+from turtles.l0.mmu.protection import Protection
 from turtles.l0.pool import PagePool
-from turtles.l0.ports import Slots
 from turtles.l0.ram import PAGE, L1Memory
 from turtles.l0.vmcs import bits as X
 
@@ -28,72 +30,8 @@ _RIGHTS: Final = P.WRITABLE | P.USER | P.NO_EXECUTE
 _SET: Final = P.PRESENT | P.ACCESSED | P.DIRTY  # nobody looks at the mirror's own flags
 _FREE: Final = P.WRITABLE | P.USER
 _MANY: Final = 1024  # bits that differ: from here on looking at each entry is faster than finding them
+_STILL: Final = 4  # flushes that found a table unchanged: from then on it is tracked
 _EVERYTHING: Final = P.PRESENT | P.ACCESSED | P.DIRTY | _FREE
-
-
-class Role(NamedTuple):
-    """What decides how a guest's table is mirrored, beside its contents (SDM table 4-1)."""
-
-    paging: bool
-    long: bool
-    pae: bool  # 64-bit entries; true with `long` as well
-    pse: bool
-    no_execute: bool
-    protects: bool  # CR0.WP: without it supervisors write read-only pages, and pages count as dirty once used
-
-    @classmethod
-    def of(cls, r: P.Registers) -> Role:
-        """The role for these registers."""
-        if not r.cr0 & X.CR0_PG:
-            return cls(False, False, True, False, False, True)
-        pae = bool(r.cr4 & X.CR4_PAE)
-        return cls(
-            True,
-            bool(r.efer & X.EFER_LMA),
-            pae,
-            pae or bool(r.cr4 & X.CR4_PSE),
-            bool(r.efer & X.EFER_NXE),
-            bool(r.cr0 & X.CR0_WP),
-        )
-
-
-class Table:
-    """One table of the mirror, and the guest's table that it follows."""
-
-    __slots__ = (
-        "children",
-        "entries",
-        "epoch",
-        "flushed",
-        "host_pa",
-        "image",
-        "l1_pa",
-        "level",
-        "origins",
-        "part",
-        "role",
-        "source",
-        "vpid",
-    )
-
-    def __init__(
-        self, host_pa: int, entries: Slots, level: int, l1_pa: int, part: int, role: Role, source: int
-    ) -> None:
-        self.host_pa = host_pa
-        self.entries = entries
-        self.level = level
-        self.l1_pa = l1_pa
-        self.part = part  # which piece of a 32-bit table, which has twice as many entries
-        self.role = role
-        self.source = source  # host address of the guest's table; -1 where none is followed
-        self.epoch = -1
-        # Of a root: its tag in silicon's TLBs, and how many reductions these know of.
-        self.vpid = 0
-        self.flushed = 0
-        self.children: dict[int, Table] = {}
-        # The guest's entries as last looked at, in the 64-bit format.
-        self.image = bytearray(PAGE if source >= 0 else 0)
-        self.origins = memoryview(self.image).cast("Q")
 
 
 class ShadowTables:
@@ -110,9 +48,11 @@ class ShadowTables:
         physical_bits: int,
         vpids: Callable[[], int],
         flush: Callable[[int], None],
+        protection: Protection | None = None,
     ) -> None:
         self._pool = pool
         self._l1 = l1
+        self._protection = protection
         self._read = l1.memory.read
         self._reserved = P.ADDRESS & -1 << physical_bits
         self._vpids = vpids
@@ -156,7 +96,7 @@ class ShadowTables:
         while pending:  # every table but the last level's
             table = pending.pop()
             if table.level > 1:
-                if table.source >= 0:
+                if table.source >= 0 and not table.tracked:
                     self._compare(table)
                 pending.extend(table.children.values())
         flushed = self._settle(root)
@@ -166,7 +106,7 @@ class ShadowTables:
             if child is None:
                 return flushed
             table = child
-        if table.source >= 0:
+        if table.source >= 0 and not table.tracked:
             index = linear >> 12 & 511
             if table.role.pae:
                 new = self._l1.memory.load(table.source + 8 * index)
@@ -197,6 +137,9 @@ class ShadowTables:
             # The page is not one piece of host memory: a table of its own for it.
             index = linear >> _SHIFT[table.level] & 511
             child = self._private_child(table, index)
+            if self._protection is not None and not child.still:
+                child.still = 1
+                self._populate(child, physical & -_SIZE[table.level])
             changed |= self._put(table, index, child.host_pa | self._bits(entry, dirty))
             entry, dirty = _EVERYTHING, True
             table = child
@@ -205,6 +148,8 @@ class ShadowTables:
         if table.level > 1:
             self._unlink(table, index)
         leaf = self._l1.host_pa(physical & -size) | self._bits(entry, dirty)
+        if self._protection is not None:
+            leaf = self._protection.rights(leaf, table.level)
         changed |= self._put(table, index, leaf | (P.LARGE if table.level > 1 else 0))
         self._settle(root)
         return 0 if changed else -1
@@ -243,7 +188,23 @@ class ShadowTables:
         """Whether the mirror can map the page round `physical` as one."""
         size = _SIZE[level]
         host_pa = self._l1.contiguous(physical & -size, size)
-        return host_pa >= 0 and not host_pa & (size - 1)
+        return host_pa >= 0 and not host_pa & (size - 1) and not self._splits(host_pa, level)
+
+    def _splits(self, host_pa: int, level: int) -> bool:
+        return level > 1 and self._protection is not None and self._protection.splits(host_pa, level)
+
+    def _populate(self, child: Table, l1_pa: int) -> None:
+        """Maps all of a large page by smaller ones at once, where only a tracked page splits it."""
+        level = child.level
+        size = _SIZE[level]
+        host_pa = self._l1.contiguous(l1_pa, size * 512)
+        if self._protection is None or host_pa < 0 or host_pa & (size - 1):
+            return
+        bits = self._bits(_EVERYTHING, True) | (P.LARGE if level > 1 else 0)
+        for index in range(512):
+            at = host_pa + index * size
+            if not self._splits(at, level):
+                self._put(child, index, self._protection.rights(at | bits, level))
 
     def _descend(
         self, root: Table, linear: int, found: P.Walk | None, r: P.Registers, stop: int, dirty: bool
@@ -288,6 +249,7 @@ class ShadowTables:
                 table.children[index] = child
             if child.epoch != self._epoch:
                 self._sync(child)
+                changed = True  # perhaps by what the access needs
             changed |= self._put(table, index, child.host_pa | bits)
             table = child
         return table, changed
@@ -305,6 +267,8 @@ class ShadowTables:
             if old == value:
                 return False
         table.entries[index] = value
+        if self._protection is not None:
+            self._account(table, index, old, value)
         if (old and (old ^ value) & (P.ADDRESS | P.NO_EXECUTE | P.LARGE)) or old & ~value & _FREE:
             self._reductions += 1
         return True
@@ -320,16 +284,37 @@ class ShadowTables:
             if table.epoch == epoch:
                 continue
             table.epoch = epoch
-            if table.source >= 0:
-                self._compare(table)
+            if table.source >= 0 and not table.tracked:
+                if self._compare(table):
+                    table.still = 0
+                elif self._protection is not None:
+                    table.still += 1
+                    if table.still >= _STILL:
+                        self._protection.track(table)
             if table.children:
                 pending.extend(table.children.values())
 
-    def _compare(self, table: Table) -> None:
-        """Follows what differs between the guest's table and what it was when last looked at."""
+    def reduced(self) -> None:
+        """An entry has come to say less, by another's doing: each root is flushed before it is used again."""
+        self._reductions += 1
+
+    def follow_store(self, table: Table, host_pa: int, width: int) -> None:
+        """The guest has stored `width` bytes at `host_pa` in a tracked table."""
+        if not table.role.pae:
+            self._compare(table)
+            return
+        first = host_pa - table.source
+        for index in range(first >> 3, (first + width - 1 >> 3) + 1):
+            new = self._l1.memory.load(table.source + 8 * index)
+            if new != table.origins[index]:
+                self._follow(table, index, new)
+                table.origins[index] = new
+
+    def _compare(self, table: Table) -> bool:
+        """Follows what differs between the guest's table and what it was when last looked at; if anything."""
         now = self._entries(table)
         if now == table.image:
-            return
+            return False
         different = int.from_bytes(now, "little") ^ int.from_bytes(table.image, "little")
         new = memoryview(now).cast("Q")
         if different.bit_count() > _MANY:
@@ -342,6 +327,7 @@ class ShadowTables:
             different = different >> (index + 1 << 6) << (index + 1 << 6)
             self._follow(table, index, new[index])
         table.image[:] = now
+        return True
 
     def _entries(self, table: Table) -> bytes:
         """The guest's table in the 64-bit format."""
@@ -379,8 +365,21 @@ class ShadowTables:
     def _replace(self, table: Table, index: int, old: int, value: int) -> None:
         if value != old:
             table.entries[index] = value
+            if self._protection is not None:
+                self._account(table, index, old, value)
             if old:
                 self._reductions += 1
+
+    def _account(self, table: Table, index: int, old: int, new: int) -> None:
+        """Keeps the reverse map of writable leaves."""
+        protection = self._protection
+        if protection is None:
+            return
+        leaf = P.WRITABLE if table.level == 1 else P.WRITABLE | P.LARGE
+        if old & leaf == leaf:
+            protection.unmapped(table, index, old)
+        if new & leaf == leaf:
+            protection.mapped(table, index, new)
 
     def _usable(self, entry: int, level: int, role: Role) -> bool:
         """Whether an entry is present, sound and accessed, so that it may stand in the mirror."""
@@ -405,9 +404,10 @@ class ShadowTables:
             return 0
         size = _SIZE[level]
         host_pa = self._l1.contiguous(entry & P.ADDRESS & -size, size)
-        if host_pa < 0 or host_pa & (size - 1):
+        if host_pa < 0 or host_pa & (size - 1) or self._splits(host_pa, level):
             return 0
-        return host_pa | self._bits(entry, bool(entry & P.DIRTY)) | (P.LARGE if level > 1 else 0)
+        leaf = host_pa | self._bits(entry, bool(entry & P.DIRTY)) | (P.LARGE if level > 1 else 0)
+        return leaf if self._protection is None else self._protection.rights(leaf, level)
 
     # --- pages ---
 
@@ -422,7 +422,7 @@ class ShadowTables:
     def _new(self, level: int, l1_pa: int, part: int, role: Role) -> Table:
         host_pa = self._pool.allocate()
         source = self._l1.host_pa(l1_pa) if l1_pa != _PRIVATE else -1
-        return Table(host_pa, self._pool.slots(host_pa), level, l1_pa, part, role, source)
+        return Table(self, host_pa, self._pool.slots(host_pa), level, l1_pa, part, role, source)
 
     def _unlink(self, table: Table, index: int) -> None:
         """Takes a child out. Only private ones end with that; others may have other parents."""
@@ -436,6 +436,10 @@ class ShadowTables:
 
     def _drop(self, table: Table) -> None:
         self._garbage.append(table.host_pa)
+        if self._protection is not None:
+            for index, entry in enumerate(table.entries):
+                if entry:
+                    self._account(table, index, entry, 0)
         for child in table.children.values():
             if child.l1_pa == _PRIVATE:
                 self._drop(child)
