@@ -1,5 +1,5 @@
 """`python -m turtles`: the same program as `turtles`."""
 
-from turtles.tools.cli import main
+from turtles.tools.program import program
 
-main()
+program()

@@ -1,11 +1,12 @@
 """`turtles compile`: L0's hot modules compiled by mypyc into the cache, or why that cannot be.
 
-It compiles a copy, so that an edit meanwhile does no harm, and puts the result in place whole. Which modules
-there are, and how they are taken, is in `turtles.compiled`.
+The rest becomes byte code in place. Of L0 it compiles a copy, so that an edit meanwhile does no harm, and
+puts the result in place whole. Which modules there are, and how they are taken, is in `turtles.compiled`.
 """
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import os
 import shutil
@@ -30,6 +31,8 @@ setup(name="turtles-l0", packages=[], ext_modules=modules)
 
 def compile_l0(*, anew: bool = False) -> bool:
     """Compile, unless it is done; whether there was anything to do."""
+    # The rest starts quicker from byte code, which Python itself may not be allowed to leave there.
+    compileall.compile_dir(compiled.PACKAGE, quiet=2)
     place, digest = compiled.directory(), compiled.digest()
     if not anew and (place / compiled.DIGEST).exists() and (place / compiled.DIGEST).read_text() == digest:
         return False

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from turtles import compiled
 
@@ -169,6 +167,10 @@ CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
 
 def examine() -> int:
     """Show the table; 0 where turtles can run, 1 where it cannot."""
+    # Here, since every run imports this module for `available_memory`.
+    from rich.console import Console
+    from rich.table import Table
+
     findings = [check() for check in CHECKS]
     table = Table(box=None, pad_edge=False)
     for heading in ("", "", "what follows"):
