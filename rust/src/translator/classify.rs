@@ -50,6 +50,8 @@ pub struct MemoryOperand {
 pub struct Native {
     /// General-purpose registers in the encoding.
     pub gprs: Short<GprOperand, 4>,
+    /// General registers that change, as a mask by number.
+    pub changes: u16,
     /// Memory operand.
     pub memory: Option<MemoryOperand>,
     /// AH, CH, DH or BH is among the operands.
@@ -209,17 +211,19 @@ fn native(insn: &Insn, variant: u8, shapes: &mut Shapes) -> Option<Native> {
     }
     let mut gprs = Short::default();
     let mut high_byte = false;
+    let mut changes = shape.implied;
     for operand in &shape.registers {
         let r = i.op_register(u32::from(operand.number));
+        let guest = r.full_register().number() as u8;
+        changes |= u16::from(operand.written) << guest;
         if matches!(r, Register::AH | Register::BH | Register::CH | Register::DH) {
             high_byte = true;
             continue;
         }
         // A write of 8 or 16 bits keeps the rest; a conditional one may keep all.
         let read = operand.read || operand.written && (operand.maybe || r.size() < 4);
-        let guest = r.full_register().number() as u8;
         let fits = gprs.push(GprOperand { guest, place: operand.place, read, written: operand.written });
         debug_assert!(fits, "as many as the shape has");
     }
-    Some(Native { gprs, memory, high_byte })
+    Some(Native { gprs, changes, memory, high_byte })
 }

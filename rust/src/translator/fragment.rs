@@ -5,6 +5,7 @@
 
 mod bits;
 mod calls;
+mod groups;
 mod operand;
 mod stack;
 mod status;
@@ -143,6 +144,7 @@ struct Builder<'a> {
     /// Instructions that access the stack in a group.
     stacked: Vec<bool>,
     checks: Vec<stack::Check>,
+    shared: groups::Groups,
     /// Guest RSP minus its host register: what pushes and pops have not moved yet.
     pending: i32,
 }
@@ -161,6 +163,7 @@ pub struct Scratch {
     groups: Vec<stack::Group>,
     stacked: Vec<bool>,
     checks: Vec<stack::Check>,
+    shared: groups::Groups,
     shapes: Shapes,
 }
 
@@ -200,6 +203,8 @@ pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_
     if context.variant & PLAIN == 0 {
         stack::groups(insns, &plans, &mut groups, &mut stacked);
     }
+    let mut shared = std::mem::take(&mut scratch.shared);
+    shared.find(insns, &plans, &offsets, context.variant & PLAIN == 0);
     scratch.draft.reset();
     let [line, cold] = &mut scratch.code;
     let mut b = Builder {
@@ -216,6 +221,7 @@ pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_
         groups,
         stacked,
         checks: room(&mut scratch.checks),
+        shared,
         pending: 0,
     };
     b.entry();
@@ -238,7 +244,7 @@ pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_
     scratch.code = [b.a.code, b.c.code];
     (scratch.draft, scratch.plans, scratch.offsets, scratch.live) = (b.draft, plans, b.offsets, b.live);
     (scratch.cold, scratch.probes, scratch.checks) = (b.cold, b.probes, b.checks);
-    (scratch.groups, scratch.stacked) = (b.groups, b.stacked);
+    (scratch.groups, scratch.stacked, scratch.shared) = (b.groups, b.stacked, b.shared);
 }
 
 impl Builder<'_> {
@@ -315,6 +321,8 @@ impl Builder<'_> {
 
     /// Calls the interpreter's handler for instruction `n`.
     fn interpret(&mut self, n: usize) {
+        self.put_pointer_aside(n);
+        self.forget_pointer();
         self.flags_to_host(n);
         let site = self.site(n, None);
         self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
@@ -330,6 +338,7 @@ impl Builder<'_> {
         if self.pending != 0 && !self.leaves_stack_pending(n, plan) {
             self.settle();
         }
+        self.begin_shared(n, plan);
         self.check_stack(n);
         if !status::goes_by(plan) {
             self.flags_to_host(n);
@@ -383,6 +392,7 @@ impl Builder<'_> {
         };
         if let Some(ended) = done {
             self.flags_after(n);
+            self.end_shared(n, plan);
             self.draft.native += 1;
             return ended;
         }
@@ -477,7 +487,10 @@ impl Builder<'_> {
         let moved = scratch_registers(native, pointed, grouped.is_some())?;
         let (site, mut memory) = match (native.memory, grouped) {
             (Some(_), Some(address)) => (None, Some(address)),
-            (Some(m), None) => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
+            (Some(m), None) => match self.pointed(n) {
+                Some(address) => (None, Some(address)),
+                None => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
+            },
             (None, _) => (None, None),
         };
         if status::is_touched(&self.insns[n]) {

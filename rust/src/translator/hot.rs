@@ -10,6 +10,9 @@ use crate::state::flag;
 /// Entries of the table of branch targets.
 pub const TARGETS: usize = 65536;
 
+/// Groups of accesses whose host pointers can be kept at once.
+pub const POINTERS: usize = 4;
+
 /// Odd, and random enough.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -71,6 +74,8 @@ pub struct Hot {
     pub saved_flags: u64,
     /// Target of an indirect call while its return address is pushed.
     pub target: u64,
+    /// Host pointers of groups of accesses while something else is in their register; see `fragment::groups`.
+    pub pointers: [u64; POINTERS],
     /// Scratch of probes.
     pub saved_rcx: u64,
     /// The arrays that CLAC and STAC choose.

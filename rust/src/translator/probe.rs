@@ -26,6 +26,8 @@ pub const MISS: i32 = 5;
 pub struct Probes {
     /// By variant, written, and size; aligned operands of 16 and 32 bytes behind the others.
     operands: [[[u32; SIZES.len() + 2]; 2]; KINDS],
+    /// A page that was written before, by variant.
+    written_before: [u32; KINDS],
     /// The page of stack, by SMAP and by written.
     stack: [[u32; 2]; 2],
 }
@@ -42,6 +44,12 @@ impl Probes {
         let size = SIZES.iter().position(|&s| s >= m.size).unwrap_or(SIZES.len() - 1);
         let size = if m.aligned { SIZES.len() + usize::from(m.size == 32) } else { size };
         self.operands[kind(variant)][usize::from(m.written)][size] as usize
+    }
+
+    /// As `operand` for one byte that is written, but without looking a translation up: the write may not come.
+    #[must_use]
+    pub fn written_before(&self, variant: u8) -> usize {
+        self.written_before[kind(variant)] as usize
     }
 
     /// For the stack. S0 is an address in it, which an access that is `written` comes to first: its page becomes the
@@ -100,7 +108,7 @@ fn call(a: &mut Asm, routine: usize) {
     a.bind(at, routine);
 }
 
-fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
+fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: Option<usize>) {
     let slots = hot!(slots);
     let in_slot = |disp: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 0, disp: 8 + slots + disp };
     a.op_mem(true, 0x03, reg::S0, in_slot(0));
@@ -143,9 +151,11 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: usize) {
     a.op_reg(true, 0x31, reg::S0, reg::RAX); // xor rax, s0
     shift_right(a, reg::RAX, 12);
     let other = a.jcc_later(cc::E);
-    call(a, fill);
-    let filled = a.jcc_later(cc::AE);
-    a.bind(filled, again);
+    if let Some(fill) = fill {
+        call(a, fill);
+        let filled = a.jcc_later(cc::AE);
+        a.bind(filled, again);
+    }
     a.bind_here(other);
     back(a, true);
 }
@@ -190,9 +200,11 @@ pub fn generate(a: &mut Asm, fills: [usize; 2]) -> Probes {
                 let aligned = n >= SIZES.len();
                 let size = if aligned { [16, 32][n - SIZES.len()] } else { SIZES[n] };
                 *at = a.at() as u32;
-                operand(a, kind, MemoryOperand { size, written: written == 1, aligned }, fills[written]);
+                operand(a, kind, MemoryOperand { size, written: written == 1, aligned }, Some(fills[written]));
             }
         }
+        probes.written_before[kind] = a.at() as u32;
+        operand(a, kind, MemoryOperand { size: 1, written: true, aligned: false }, None);
     }
     for (checked, of_array) in probes.stack.iter_mut().enumerate() {
         for (written, at) in of_array.iter_mut().enumerate() {

@@ -31,6 +31,8 @@ pub struct RegisterOperand {
 pub struct Shape {
     /// Registers that the encoding chooses.
     pub registers: Short<RegisterOperand, 4>,
+    /// General registers that it changes whatever the encoding chooses, as a mask by number.
+    pub implied: u16,
     /// The memory operand; LOCK makes it a written one.
     pub memory: Option<MemoryOperand>,
     /// Bits of the variant that it needs.
@@ -100,18 +102,23 @@ fn shape(i: &Instruction, infos: &mut InstructionInfoFactory) -> Option<Shape> {
         return None;
     }
     let details = infos.info(i);
+    let number = |r: Register| 1_u16 << r.full_register().number();
+    let changed = details.used_registers().iter().filter(|u| u.register().is_gpr() && is_write(u.access()));
+    let mut implied = changed.fold(0, |mask, u| mask | number(u.register()));
     let mut registers = Short::default();
     let mut memory = None;
     for n in 0..i.op_count() {
         let access = details.op_access(n);
         let read = !matches!(access, OpAccess::Write | OpAccess::None | OpAccess::NoMemAccess);
-        let written =
-            matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite);
+        let written = is_write(access);
         match i.op_kind(n) {
             OpKind::Register => {
                 let Some(place) = place(code.op_kind(n))? else { continue };
                 let r = i.op_register(n);
                 if r.is_gpr() {
+                    if written {
+                        implied &= !number(r);
+                    }
                     let maybe = access == OpAccess::CondWrite;
                     if !registers.push(RegisterOperand { number: n as u8, place, read, written, maybe }) {
                         return None;
@@ -136,9 +143,23 @@ fn shape(i: &Instruction, infos: &mut InstructionInfoFactory) -> Option<Shape> {
     }
     // NOP r/m touches nothing.
     if m == M::Nop {
-        return Some(Shape { registers: Short::default(), memory: None, needs });
+        return Some(Shape { registers: Short::default(), implied: 0, memory: None, needs });
     }
-    Some(Shape { registers, memory, needs })
+    // What was chosen here may be changed in any case, too.
+    for n in 0..i.op_count() {
+        let fixed = i.op_kind(n) == OpKind::Register && place(code.op_kind(n)) == Some(None);
+        if fixed && i.op_register(n).is_gpr() && is_write(details.op_access(n)) {
+            implied |= number(i.op_register(n));
+        }
+    }
+    if m == M::Cmpxchg {
+        implied |= number(Register::RAX);
+    }
+    Some(Shape { registers, implied, memory, needs })
+}
+
+fn is_write(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 fn place(kind: K) -> Option<Option<Place>> {

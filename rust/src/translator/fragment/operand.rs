@@ -7,20 +7,23 @@ use super::super::hot::{SLOTS, hot, slot_part};
 use super::super::probe::leave_page;
 use super::super::variant::SUPERVISOR;
 use super::Builder;
+use super::groups::Access;
 use crate::decode::{SLOT_NONE, SLOT_RIP};
 use crate::state::seg;
 
 /// A memory operand's second way to its host pointer.
 pub(super) struct Probe {
     /// rel32 in line that comes here.
-    from: usize,
+    pub from: usize,
     /// Where it goes on in line.
-    back: usize,
-    memory: MemoryOperand,
+    pub back: usize,
+    pub memory: MemoryOperand,
     flags: Flags,
-    site: usize,
+    pub site: usize,
     /// Displacement of the operand's slot.
-    slot: i32,
+    pub slot: i32,
+    /// It is that of a whole group, which has such accesses and begins with RSP so far behind: see `groups`.
+    pub shared: Option<(Access, i32)>,
 }
 
 /// Where the guest's flags are when an operand's slot does not match.
@@ -37,6 +40,13 @@ enum Flags {
 /// What an operand in line must not have in its offset from its page, by the log of its size.
 const BEYOND: [i32; 4] = [hot!(beyond), hot!(beyond) + 8, hot!(beyond) + 16, hot!(beyond) + 24];
 
+impl Probe {
+    /// Flags are in `saved_flags`.
+    pub fn saved(&self) -> bool {
+        self.flags == Flags::Saved
+    }
+}
+
 impl Builder<'_> {
     /// The host register of a guest register used in an address; loads it into `scratch` if it has none.
     pub(super) fn address_register(&mut self, slot: u8, scratch: u8) -> u8 {
@@ -48,8 +58,12 @@ impl Builder<'_> {
 
     /// S0 = effective address (without segment base), or into `into`. False: it cannot be expressed.
     pub(super) fn effective(&mut self, n: usize, into: u8, wide: bool) -> bool {
+        self.effective_with(n, self.insns[n].disp as i64, into, wide)
+    }
+
+    /// The same with another displacement.
+    fn effective_with(&mut self, n: usize, disp: i64, into: u8, wide: bool) -> bool {
         let insn = &self.insns[n];
-        let disp = insn.disp as i64;
         if insn.base == SLOT_RIP {
             let offset = self.offsets[n] as i64 + disp;
             let Ok(_) = i32::try_from(offset) else { return false };
@@ -99,7 +113,7 @@ impl Builder<'_> {
         self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, slot + 8)); // add s0, [slot's host pointer]
         let back = self.a.at();
         let flags = if saved { Flags::Saved } else { Flags::Dead };
-        self.probes.push(Probe { from, back, memory: m, flags, site, slot });
+        self.probes.push(Probe { from, back, memory: m, flags, site, slot, shared: None });
         site
     }
 
@@ -121,13 +135,17 @@ impl Builder<'_> {
         self.a.load(reg::S1, slot + 8);
         self.a.lea(true, reg::S0, sum(0));
         let back = self.a.at();
-        self.probes.push(Probe { from, back, memory: m, flags: Flags::Host, site, slot });
+        self.probes.push(Probe { from, back, memory: m, flags: Flags::Host, site, slot, shared: None });
         site
     }
 
     /// In the cold part: the TLB, for an operand whose slot has another page; what misses goes to the helper.
     pub(super) fn probe(&mut self, p: &Probe) {
         self.bind_cold(p.from);
+        if let Some((access, pending)) = p.shared {
+            self.probe_shared(p, access, pending);
+            return;
+        }
         let beside = p.flags == Flags::Host;
         let mut beyond = 0;
         if beside {
@@ -156,12 +174,13 @@ impl Builder<'_> {
         self.call_handler(p.flags != Flags::Dead, p.site);
     }
 
-    /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
-    pub(super) fn operand(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+    /// S0 = linear address that the memory operand would have with this displacement. False: it cannot be expressed, and
+    /// nothing was emitted.
+    pub(super) fn linear(&mut self, n: usize, disp: i64) -> bool {
         let start = self.a.at();
-        if !self.effective(n, reg::S0, true) {
+        if !self.effective_with(n, disp, reg::S0, true) {
             self.a.code.truncate(start);
-            return None;
+            return false;
         }
         let segment = usize::from(self.insns[n].seg);
         if segment == seg::FS || segment == seg::GS {
@@ -174,7 +193,13 @@ impl Builder<'_> {
                 self.a.op_mem(true, 0x03, reg::S0, Address::base(reg::RSP, base));
             }
         }
-        Some(self.translate_address(n, m))
+        true
+    }
+
+    /// S0 = host pointer of the memory operand. `None`: it cannot be expressed.
+    pub(super) fn operand(&mut self, n: usize, m: MemoryOperand) -> Option<usize> {
+        let disp = self.insns[n].disp as i64;
+        self.linear(n, disp).then(|| self.translate_address(n, m))
     }
 
     /// As `operand`, with the flags from before even where nobody will read them.

@@ -134,9 +134,14 @@ pub(super) fn groups(insns: &[Insn], plans: &[Plan], groups: &mut Vec<Group>, st
 }
 
 impl Builder<'_> {
+    /// A group is checked before instruction `n`.
+    pub(super) fn begins_on_stack(&self, n: usize) -> bool {
+        self.groups.iter().any(|g| g.first == n)
+    }
+
     /// The instruction needs no RSP in its register, or knows of `pending`.
     pub(super) fn leaves_stack_pending(&self, n: usize, plan: &Plan) -> bool {
-        let first = self.groups.iter().any(|g| g.first == n);
+        let first = self.begins_on_stack(n);
         let rsp = || self.insns[n].iced.op0_register() == Register::RSP;
         !first
             && match plan {
@@ -144,7 +149,8 @@ impl Builder<'_> {
                 Plan::Call | Plan::Return => self.in_group(n),
                 Plan::Lea | Plan::Nothing => true,
                 Plan::Native(native) => {
-                    (native.memory.is_none() || self.in_group(n)) && !native.gprs.iter().any(|g| g.guest == RSP)
+                    (native.memory.is_none() || self.in_group(n) || self.is_shared(n))
+                        && !native.gprs.iter().any(|g| g.guest == RSP)
                 }
                 _ => false,
             }
