@@ -14,8 +14,8 @@ use crate::decode::{Block, Decoded, DecodedInsn, Insn, ONE_PAGE};
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 use crate::memory::Memory;
 
-/// Host code kept by default, in bytes: what a guest of 4 GB that compiles and computes has warm.
-pub const DEFAULT_BYTES: usize = 128 << 20;
+/// Host code kept by default, in bytes: what L1 and L2 that both compile have warm (gcc in two levels takes 130 MB).
+pub const DEFAULT_BYTES: usize = 256 << 20;
 /// The least: the shared code and a few fragments.
 const LEAST_BYTES: usize = 1 << 20;
 /// The most: branches between fragments reach 2 GB.
