@@ -42,11 +42,31 @@ fn decode_next(decoder: &mut Decoder<'_>, bytes: &[u8], bits: Bits) -> Decoded {
         DecoderError::None => Decoded::Insn(build(iced, bits)),
         DecoderError::NoMoreBytes => Decoded::Truncated,
         // 15 bytes and no end: too long (SDM vol. 2, 2.3.11), which is #GP; else #UD.
-        _ if bytes.len() >= 15 && iced.len() == 15 && unfinished(&bytes[..14], decoder.bitness()) => {
+        _ if bytes.len() >= 15 && iced.len() == 15 && longer_than_15(&bytes[..15], decoder.bitness()) => {
             Decoded::Insn(plain(iced, select::too_long, 15))
         }
         _ => Decoded::Insn(plain(iced, select::invalid, iced.len().clamp(1, 15) as u8)),
     }
+}
+
+/// Whether the instruction does not end with these 15 bytes. The decoder takes no more, and says the same of 15 that are
+/// no instruction: asked without a prefix that length does not depend on, it tells them apart.
+fn longer_than_15(bytes: &[u8], bitness: u32) -> bool {
+    if !unfinished(&bytes[..14], bitness) {
+        return false;
+    }
+    let mut seen = 0_u32;
+    let spare = bytes.iter().enumerate().find_map(|(n, &byte)| match byte {
+        0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => Some(Some(n)),
+        0x66 | 0x67 if seen >> (byte & 7) & 1 != 0 => Some(Some(n)),
+        0x66 | 0x67 => {
+            seen |= 1 << (byte & 7);
+            None
+        }
+        0x40..=0x4f if bitness == 64 => None,
+        _ => Some(None),
+    });
+    spare.flatten().is_none_or(|n| unfinished(&[&bytes[..n], &bytes[n + 1..]].concat(), bitness))
 }
 
 /// The decoder wants more than `bytes`.
