@@ -24,6 +24,7 @@ from tests.l0.nested_guest import (
 )
 from turtles.l0.mmu import ept
 from turtles.l0.outcome import STOPPED, Ending
+from turtles.l0.stats import REFLECTED
 from turtles.l0.tactics import Tactics
 from turtles.l0.vmcs import bits as X
 from turtles.silicon import ExitReason
@@ -191,6 +192,7 @@ def test_an_interrupt_takes_l2_off_the_processor(l2: bytes) -> None:
     assert guest.result() == ExitReason.EXTERNAL_INTERRUPT
     assert guest.c.v[F.EXIT_INTERRUPTION_INFO] == X.VALID | 0x55
     assert guest.apic.acknowledged == [0x55]
+    assert guest.vcpu.stats.counts[2][ExitReason.EXTERNAL_INTERRUPT + REFLECTED] == 1, "it was L1's"
 
 
 def test_an_interrupt_that_is_pending_at_the_entry_comes_after_it() -> None:

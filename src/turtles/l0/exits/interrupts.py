@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turtles.l0.interrupts import delivery
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 
@@ -17,6 +18,11 @@ def external_interrupt(vcpu: Vcpu) -> None:
     vcpu.attention = True
     if vcpu.v[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE:
         vcpu.halted = True  # an L2 that sleeps: in `Vcpu`, without the GIL
+    elif vcpu.level == 2:
+        # Here and not before the next entry, so that an interrupt of L1's counts as an exit that L1 handled.
+        vcpu.attention = False
+        delivery.deliver(vcpu)
+        vcpu.replan = True
 
 
 def window(vcpu: Vcpu) -> None:
