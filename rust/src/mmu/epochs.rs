@@ -8,10 +8,10 @@ use super::space::Mmu;
 use super::tlb::Key;
 use crate::cpu::Cpu;
 
-/// Numbers are 11 bits, above two of the view and two that are left to who uses them ([`EPOCH_SPARE`]): bit 15 stays clear,
+/// Numbers are 10 bits, above two of the view and three that are left to who uses them ([`EPOCH_SPARE`]): bit 15 stays clear,
 /// so that no address that is not canonical looks like a canonical one under another number.
-const NUMBERS: u16 = 1 << 11;
-/// The first of two bits of [`Cpu::code_epochs`] that are always 0.
+const NUMBERS: u16 = 1 << 10;
+/// The first of three bits of [`Cpu::code_epochs`] that are always 0.
 pub const EPOCH_SPARE: u32 = 2;
 /// Groups are found anew when there are more.
 const GROUPS: usize = 64;
@@ -162,7 +162,7 @@ impl Cpu {
         if ran_out {
             forget(self);
         }
-        [lower << 4 | view as u16, upper << 4 | view as u16]
+        [lower << 5 | view as u16, upper << 5 | view as u16]
     }
 
     /// A branch to `linear`, where code was just fetched from, is about to be remembered under the numbers that

@@ -1,5 +1,7 @@
 //! What translated code may remember of the TLB: numbers that tell when translations that it was given out are void.
 //!
+//! Twice over: address spaces under two EPT pointers, as those of a guest and of its guest, keep what they were given while
+//! the other ones run ([`WORLDS`]).
 //! They are kept apart by who was given them: accesses at CPL 3, and those at CPL 0 by the half of the address space.
 //! Kernels map their half as global pages, which every PCID shares (SDM 4.10.2.4), so that it survives switches between
 //! processes. Which translations the TLB itself drops is not decided here.
@@ -7,8 +9,11 @@
 use super::Invalidation;
 use super::invalidate::names;
 use super::space::Mmu;
-use super::tlb::Key;
+use super::tlb::{Context, Key};
 use crate::cpu::Cpu;
+
+/// EPT pointers whose address spaces keep what they were given apart; the least recently used one makes room.
+pub const WORLDS: usize = 2;
 
 /// Single pages that are remembered as lost; who looks more seldom has lost everything.
 const LOST: usize = 16;
@@ -22,6 +27,8 @@ pub struct Stamps {
     pub supervisor: [u64; 2],
     /// How often a single page was lost; see [`Mmu::lost_since`].
     pub lost: u64,
+    /// Which of the [`WORLDS`] this is about.
+    pub world: usize,
 }
 
 /// A single page that was lost.
@@ -85,9 +92,15 @@ impl Half {
     }
 }
 
-/// See the module.
+/// What one of the [`WORLDS`] was given.
 #[derive(Debug, Default)]
-pub struct Given {
+struct World {
+    /// Its EPT pointer.
+    eptp: u64,
+    /// When it was last selected.
+    used: u64,
+    /// The address space that was selected last, by its place among the contexts, and its key.
+    space: Option<(usize, Key)>,
     stamps: Stamps,
     /// The last pages that were lost, by their number.
     lost: [Option<Lost>; LOST],
@@ -95,10 +108,93 @@ pub struct Given {
     supervisor: SupervisorPages,
 }
 
-impl Given {
+/// See the module.
+#[derive(Debug)]
+pub struct Given {
+    worlds: [World; WORLDS],
+    current: usize,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        let world = |world| World { stamps: Stamps { world, ..Stamps::default() }, ..World::default() };
+        Self { worlds: [world(0), world(1)], current: 0 }
+    }
+}
+
+impl World {
     fn lose(&mut self, what: Lost) {
         self.lost[self.stamps.lost as usize % LOST] = Some(what);
         self.stamps.lost += 1;
+    }
+
+    fn context<'a>(&self, contexts: &'a [Context]) -> Option<&'a Context> {
+        self.space.and_then(|(at, _)| contexts.get(at))
+    }
+
+    /// What supervisor accesses to a half were given is void; only that of the space selected last may come again.
+    fn forget_half(&mut self, half: usize, contexts: &[Context]) {
+        self.stamps.supervisor[half] += 1;
+        self.supervisor.0[half] = self.context(contexts).map_or_else(Default::default, |c| c.supervisor.0[half]);
+    }
+
+    fn forget(&mut self, contexts: &[Context]) {
+        self.stamps.user += 1;
+        (0..2).for_each(|half| self.forget_half(half, contexts));
+    }
+
+    /// The space at a place among the contexts is selected, under `key`.
+    fn select(&mut self, at: usize, key: Key, contexts: &[Context]) {
+        let before = self.space.replace((at, key));
+        if before == Some((at, key)) {
+            return;
+        }
+        self.stamps.user += 1;
+        let shares = before.is_some_and(|(_, before)| before.shares_globals(&key));
+        for half in 0..2 {
+            if shares && !self.supervisor.0[half].not_global {
+                let pages = self.context(contexts).map_or_else(Default::default, |c| c.supervisor.0[half]);
+                self.supervisor.0[half].add(&pages);
+            } else {
+                self.forget_half(half, contexts);
+            }
+        }
+    }
+
+    /// `what` was dropped; `base` is where memory begins.
+    fn drop_given_out(&mut self, what: &Invalidation, base: u64, contexts: &[Context]) {
+        let Some((_, key)) = self.space else { return self.forget(contexts) };
+        // Everything that was given out is of this space, or global in one that differs in the PCID alone.
+        match *what {
+            Invalidation::Ept { eptp } if key.eptp == 0 || !names(eptp, &key) => {}
+            Invalidation::Vpid { vpid } | Invalidation::VpidRetainingGlobals { vpid } if key.vpid != vpid => {}
+            Invalidation::Address { vpid, .. } if key.vpid != vpid => {}
+            Invalidation::Pcid { vpid, pcid } if (key.vpid, key.pcid) != (vpid, pcid) => {}
+            Invalidation::AllVpids if key.vpid == 0 => {}
+            Invalidation::Pcid { .. } | Invalidation::VpidRetainingGlobals { .. } => {
+                self.stamps.user += 1;
+                for half in 0..2 {
+                    if self.supervisor.0[half].not_global {
+                        self.forget_half(half, contexts);
+                    }
+                }
+            }
+            Invalidation::Address { linear, .. } => {
+                // Accesses at CPL 3 were given this space's translations only, so that it knows of large pages.
+                if self.context(contexts).is_none_or(|context| context.may_be_large(linear)) {
+                    self.stamps.user += 1;
+                } else {
+                    self.lose(Lost::User { page: linear & !0xfff });
+                }
+                if self.supervisor.reach(linear) {
+                    self.forget_half((linear >> 63) as usize, contexts);
+                }
+            }
+            Invalidation::WriteProtect { page: Some(page) } => {
+                self.lose(Lost::Writes { host: base.wrapping_add(page & !0xfff) });
+            }
+            _ => self.forget(contexts),
+        }
     }
 }
 
@@ -107,85 +203,53 @@ impl Mmu {
     #[inline]
     #[must_use]
     pub fn stamps(&self) -> Stamps {
-        self.given.stamps
+        self.world().stamps
     }
 
     /// What was lost since [`Stamps::lost`] was `since`; `None`: it may have been anything.
     #[must_use]
     pub fn lost_since(&self, since: u64) -> Option<impl Iterator<Item = Lost> + '_> {
-        let now = self.given.stamps.lost;
-        (now.wrapping_sub(since) <= LOST as u64)
-            .then(|| (since..now).filter_map(|n| self.given.lost[n as usize % LOST]))
+        let world = self.world();
+        let now = world.stamps.lost;
+        (now.wrapping_sub(since) <= LOST as u64).then(|| (since..now).filter_map(|n| world.lost[n as usize % LOST]))
     }
 
-    /// What supervisor accesses to a half were given is void; only that of the current space may come again.
-    fn forget_half(&mut self, half: usize) {
-        self.given.stamps.supervisor[half] += 1;
-        self.given.supervisor.0[half] =
-            self.contexts.get(self.current).map_or_else(Default::default, |c| c.supervisor.0[half]);
+    fn world(&self) -> &World {
+        &self.given.worlds[self.given.current]
     }
 
-    fn forget_given(&mut self) {
-        self.given.stamps.user += 1;
-        (0..2).for_each(|half| self.forget_half(half));
-    }
-
-    /// Another space was selected; `before` is the key of the one before, if any.
-    pub(super) fn space_changed(&mut self, before: Option<Key>) {
-        self.given.stamps.user += 1;
-        let Some(context) = self.contexts.get(self.current) else { return };
-        let (shares, pages) = (before.is_some_and(|before| before.shares_globals(&context.key)), context.supervisor);
-        for half in 0..2 {
-            if shares && !self.given.supervisor.0[half].not_global {
-                self.given.supervisor.0[half].add(&pages.0[half]);
-            } else {
-                self.forget_half(half);
+    /// A space was selected; `evicted`: another one had its place among the contexts.
+    pub(super) fn space_selected(&mut self, evicted: bool) {
+        let (at, clock) = (self.current, self.clock);
+        let Some(key) = self.contexts.get(at).map(|context| context.key) else { return };
+        let (given, contexts) = (&mut self.given, &self.contexts);
+        if evicted {
+            for world in given.worlds.iter_mut().filter(|world| world.space.is_some_and(|(place, _)| place == at)) {
+                world.space = None;
+                world.forget(contexts);
             }
         }
+        if given.worlds[given.current].eptp != key.eptp {
+            let known = given.worlds.iter().position(|world| world.eptp == key.eptp);
+            let oldest = || usize::from(given.worlds[1].used < given.worlds[0].used);
+            given.current = known.unwrap_or_else(oldest);
+        }
+        let world = &mut given.worlds[given.current];
+        (world.eptp, world.used) = (key.eptp, clock);
+        world.select(at, key, contexts);
     }
 
     /// A supervisor access was given a translation that stays when its privilege is all that is asked for.
     #[inline]
     pub(super) fn note_supervisor(&mut self, linear: u64, global: bool) {
-        self.given.supervisor.note(linear, global);
+        self.given.worlds[self.given.current].supervisor.note(linear, global);
         self.contexts[self.current].supervisor.note(linear, global);
     }
 
     /// `what` was dropped; `base` is where memory begins.
     pub(super) fn drop_given_out(&mut self, what: &Invalidation, base: u64) {
-        let Some(context) = self.contexts.get(self.current) else { return self.forget_given() };
-        // Everything that was given out is of this space, or global in one that differs in the PCID alone.
-        let key = context.key;
-        match *what {
-            Invalidation::Ept { eptp } if key.eptp == 0 || !names(eptp, &key) => {}
-            Invalidation::Vpid { vpid } | Invalidation::VpidRetainingGlobals { vpid } if key.vpid != vpid => {}
-            Invalidation::Address { vpid, .. } if key.vpid != vpid => {}
-            Invalidation::Pcid { vpid, pcid } if (key.vpid, key.pcid) != (vpid, pcid) => {}
-            Invalidation::AllVpids if key.vpid == 0 => {}
-            Invalidation::Pcid { .. } | Invalidation::VpidRetainingGlobals { .. } => {
-                self.given.stamps.user += 1;
-                for half in 0..2 {
-                    if self.given.supervisor.0[half].not_global {
-                        self.forget_half(half);
-                    }
-                }
-            }
-            Invalidation::Address { linear, .. } => {
-                // Accesses at CPL 3 were given this space's translations only, so that it knows of large pages.
-                if context.may_be_large(linear) {
-                    self.given.stamps.user += 1;
-                } else {
-                    self.given.lose(Lost::User { page: linear & !0xfff });
-                }
-                if self.given.supervisor.reach(linear) {
-                    self.forget_half((linear >> 63) as usize);
-                }
-            }
-            Invalidation::WriteProtect { page: Some(page) } => {
-                self.given.lose(Lost::Writes { host: base.wrapping_add(page & !0xfff) });
-            }
-            _ => self.forget_given(),
-        }
+        let (given, contexts) = (&mut self.given, &self.contexts);
+        given.worlds.iter_mut().for_each(|world| world.drop_given_out(what, base, contexts));
     }
 }
 

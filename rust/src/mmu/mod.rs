@@ -21,7 +21,7 @@ mod watch;
 
 pub use assist::{AccessKind, assist_kind};
 pub use epochs::EPOCH_SPARE;
-pub use given::{Lost, Stamps};
+pub use given::{Lost, Stamps, WORLDS};
 pub use invalidate::Invalidation;
 pub use space::Mmu;
 pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};

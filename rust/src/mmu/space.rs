@@ -38,7 +38,7 @@ pub struct Mmu {
     keys: Vec<Key>,
     /// The context in force.
     pub(super) current: usize,
-    clock: u64,
+    pub(super) clock: u64,
     /// What translated code was given.
     pub(super) given: Given,
     /// Address spaces that share global translations.
@@ -104,8 +104,7 @@ impl Mmu {
     /// Makes the context of `key` the current one.
     pub(super) fn select(&mut self, key: Key) {
         self.clock += 1;
-        let before = self.current;
-        let key_before = self.keys.get(before).copied();
+        let mut evicted = false;
         if let Some(found) = self.keys.iter().position(|k| *k == key) {
             self.current = found;
         } else if self.contexts.len() < CONTEXTS {
@@ -118,14 +117,13 @@ impl Mmu {
             self.contexts[oldest].flush(false);
             self.contexts[oldest].key = key;
             self.keys[oldest] = key;
+            evicted = true;
             self.current = oldest;
             self.contexts[oldest].group = self.group(key);
             self.tidy_groups();
         }
         self.contexts[self.current].used = self.clock;
-        if key_before != Some(key) {
-            self.space_changed(key_before);
-        }
+        self.space_selected(evicted);
     }
 
     /// Points the three arrays at the current context.

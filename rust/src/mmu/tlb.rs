@@ -46,10 +46,6 @@ impl TlbEntry {
         Self { read: invalid(n), write: invalid(n), exec: invalid(n), host: 0 }
     }
 
-    fn is_empty(&self) -> bool {
-        self.page().is_none()
-    }
-
     /// Host pointer minus linear address, for an address in the page (wrapping).
     #[inline(always)]
     #[must_use]
@@ -163,9 +159,9 @@ pub struct Context {
     pub used: u64,
     /// The three arrays, one after the other.
     entries: Box<[TlbEntry; 3 * ENTRIES]>,
-    /// Slots (array * ENTRIES + index) that may hold something: what a flush has to visit.
-    filled: Vec<u16>,
-    listed: [u64; BITMAP],
+    /// Slots (array * ENTRIES + index) that may hold something, what is not global and what is: those a flush has to visit.
+    filled: [Vec<u16>; 2],
+    listed: [[u64; BITMAP]; 2],
     /// Slots by the host page they lead to.
     by_host: ByHost,
     /// Slots whose translation is global.
@@ -206,9 +202,9 @@ impl Context {
             key,
             used: 0,
             entries,
-            filled: Vec::new(),
+            filled: Default::default(),
             by_host: ByHost::new(),
-            listed: [0; BITMAP],
+            listed: [[0; BITMAP]; 2],
             global: [0; BITMAP],
             supervisor: SupervisorPages::default(),
             large: [0; 16],
@@ -259,9 +255,10 @@ impl Context {
             entry.exec = page;
         }
         let (word, mask) = (number / 64, 1u64 << (number % 64));
-        if self.listed[word] & mask == 0 {
-            self.listed[word] |= mask;
-            self.filled.push(number as u16);
+        let list = usize::from(global);
+        if self.listed[list][word] & mask == 0 {
+            self.listed[list][word] |= mask;
+            self.filled[list].push(number as u16);
         }
         self.global[word] = if global { self.global[word] | mask } else { self.global[word] & !mask };
         if large {
@@ -286,23 +283,20 @@ impl Context {
     pub fn flush(&mut self, keep_global: bool) {
         self.generation += 1;
         self.forget_targets();
-        let mut kept = Vec::new();
-        for number in self.filled.drain(..) {
-            let n = usize::from(number);
-            let entry = &mut self.entries[n];
-            if keep_global && bit(&self.global, n) && !entry.is_empty() {
-                kept.push(number);
-                continue;
+        for list in 0..if keep_global { 1 } else { 2 } {
+            for number in self.filled[list].drain(..) {
+                let n = usize::from(number);
+                self.listed[list][n / 64] &= !(1 << (n % 64));
+                if !keep_global || !bit(&self.global, n) {
+                    self.entries[n] = TlbEntry::empty(n);
+                }
             }
-            *entry = TlbEntry::empty(n);
-            self.listed[n / 64] &= !(1 << (n % 64));
         }
-        if kept.is_empty() {
+        if self.filled[1].is_empty() {
             self.large = [0; 16];
             self.supervisor = SupervisorPages::default();
         }
         self.supervisor.forget_not_global();
-        self.filled = kept;
     }
 
     /// Drops the translation of one linear address (the whole page it was part of, if that was large).
@@ -337,7 +331,7 @@ impl Context {
     }
 
     fn flush_if(&mut self, keep_global: bool, matches: impl Fn(&TlbEntry) -> bool) {
-        for &number in &self.filled {
+        for &number in self.filled.iter().flatten() {
             let n = usize::from(number);
             let entry = &mut self.entries[n];
             if matches(entry) && !(keep_global && bit(&self.global, n)) {
@@ -357,7 +351,7 @@ impl Context {
         };
         match host {
             Some(host) => self.by_host.slots_of(host).for_each(protect),
-            None => self.filled.iter().for_each(|&n| protect(usize::from(n))),
+            None => self.filled.iter().flatten().for_each(|&n| protect(usize::from(n))),
         }
     }
 }

@@ -133,7 +133,7 @@ pub struct Translator {
 unsafe impl Send for Translator {}
 
 fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
-    host_pa << 6 | u64::from(crossing) << 5 | u64::from(variant & 31)
+    host_pa << 7 | u64::from(crossing) << 6 | u64::from(variant & 63)
 }
 
 impl Translator {

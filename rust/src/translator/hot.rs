@@ -1,10 +1,11 @@
 //! Data that translated code reaches at fixed offsets from its stack pointer, before the flat state.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 
 use super::crossing::Side;
 use crate::cpu::Cpu;
-use crate::mmu::{Lost, Mmu, Stamps, TlbEntry};
+use crate::mmu::{Lost, Mmu, Stamps, TlbEntry, WORLDS};
 use crate::state::flag;
 
 /// Entries of the table of branch targets.
@@ -24,12 +25,15 @@ pub const BLOCK: usize = 32;
 
 /// First slot of a kind of access.
 #[must_use]
-pub fn slot_part(written: bool, supervisor: bool) -> usize {
-    (usize::from(supervisor) * 2 + usize::from(written)) * SLOTS
+pub fn slot_part(written: bool, supervisor: bool, world: usize) -> usize {
+    (world * 4 + usize::from(supervisor) * 2 + usize::from(written)) * SLOTS
 }
 
-/// Blocks of the parts for one privilege.
-const BLOCKS: usize = 2 * SLOTS / BLOCK;
+/// Blocks of one part, and of one world.
+const PART: usize = SLOTS / BLOCK;
+const WORLD: usize = 4 * PART;
+/// [`Hot::filled`] is looked at by so many at once.
+const WORD: usize = 8;
 
 /// The half of the address space that a page lies in, as a bit: what [`Hot::filled`] says of a block.
 fn half_bit(page: u64) -> u8 {
@@ -125,19 +129,22 @@ pub struct Hot {
     /// The processor.
     pub cpu: *mut Cpu,
     /// The state of the MMU for which `slots` and the stacks hold.
-    pub slots_stamps: Stamps,
+    pub slots_stamps: [Stamps; WORLDS],
+    /// The world that runs, and the stacks of the other: as `stack_page` and `stack_delta`, at CPL 3 and at CPL 0.
+    pub world: usize,
+    other_world: [[u64; 2]; 2],
     slots_secret: u64,
     /// The stack at the other privilege: as `stack_page` and `stack_delta`.
     pub other_stack: [u64; 2],
     /// The stack is the one of CPL 0.
     pub supervisor_stack: bool,
     /// What pages the slots of each block may hold: of the lower half of the address space (bit 0), of the upper (bit 1).
-    pub filled: [u8; 2 * BLOCKS],
+    pub filled: [u8; WORLDS * WORLD],
     /// What empty slots point to.
     dummy: [u64; 512 + 8],
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
     /// and privilege (see [`slot_part`]); an operand's place in it is its site's number.
-    pub slots: [[u64; 2]; 4 * SLOTS],
+    pub slots: [[u64; 2]; WORLDS * 4 * SLOTS],
     /// Branch targets, by linear address and epoch: tag, and the fragment's entry for saved flags.
     pub targets: [(u64, *const u8); TARGETS],
 }
@@ -170,17 +177,34 @@ impl Hot {
         (self.targets[at].0 == tag).then_some(self.targets[at].1)
     }
 
-    /// Forgets those remembered pages that the MMU has dropped.
+    /// Takes what is remembered for the world that runs, and forgets those pages of it that the MMU has dropped.
     #[inline]
     pub fn keep_slots(&mut self, mmu: &Mmu) {
-        if self.slots_stamps != mmu.stamps() {
+        let stamps = mmu.stamps();
+        if self.world != stamps.world {
+            self.world = stamps.world;
+            self.swap_stacks();
+        }
+        if self.slots_stamps[stamps.world] != stamps {
             self.forget_dropped(mmu);
         }
     }
 
+    /// The stacks are from now on those of the other world.
+    fn swap_stacks(&mut self) {
+        let mut stacks = [self.other_stack, [self.stack_page, self.stack_delta]];
+        let present = usize::from(self.supervisor_stack);
+        if present == 0 {
+            stacks.swap(0, 1);
+        }
+        let other = std::mem::replace(&mut self.other_world, stacks);
+        [self.stack_page, self.stack_delta] = other[present];
+        self.other_stack = other[1 - present];
+    }
+
     fn forget_dropped(&mut self, mmu: &Mmu) {
         let new = mmu.stamps();
-        let old = std::mem::replace(&mut self.slots_stamps, new);
+        let old = std::mem::replace(&mut self.slots_stamps[new.world], new);
         let lost = mmu.lost_since(old.lost);
         let all = lost.is_none();
         let halves = [0, 1].map(|half| all || old.supervisor[half] != new.supervisor[half]);
@@ -202,22 +226,10 @@ impl Hot {
         let empty = self.empty_slot();
         let of_user = if user { 3 } else { 0 };
         let of_supervisor = u8::from(halves[0]) | u8::from(halves[1]) << 1;
-        for (blocks, goes) in [(0..BLOCKS, of_user), (BLOCKS..2 * BLOCKS, of_supervisor)] {
-            if goes == 0 {
-                continue;
-            }
-            for block in blocks {
-                let held = self.filled[block];
-                if held & goes == 0 {
-                    continue;
-                }
-                self.filled[block] = held & !goes;
-                let slots = &mut self.slots[block * BLOCK..][..BLOCK];
-                if held & !goes == 0 {
-                    slots.fill(empty);
-                } else {
-                    slots.iter_mut().filter(|slot| half_bit(slot[0]) & goes != 0).for_each(|slot| *slot = empty);
-                }
+        let first = self.world * WORLD;
+        for (blocks, goes) in [(first..first + 2 * PART, of_user), (first + 2 * PART..first + WORLD, of_supervisor)] {
+            if goes != 0 {
+                self.forget_blocks(blocks, goes, empty);
             }
         }
         let of_stack = |supervisor: bool| if supervisor { of_supervisor } else { of_user };
@@ -230,6 +242,24 @@ impl Hot {
         }
     }
 
+    /// Forgets in a range of blocks what lies in the halves that `goes` names.
+    fn forget_blocks(&mut self, blocks: Range<usize>, goes: u8, empty: [u64; 2]) {
+        for (at, word) in blocks.clone().step_by(WORD).zip(self.filled[blocks].chunks_exact_mut(WORD)) {
+            if word == [0; WORD] {
+                continue;
+            }
+            for (block, held) in (at..).zip(word).filter(|(_, held)| **held & goes != 0) {
+                *held &= !goes;
+                let slots = &mut self.slots[block * BLOCK..][..BLOCK];
+                if *held == 0 {
+                    slots.fill(empty);
+                } else {
+                    slots.iter_mut().filter(|slot| half_bit(slot[0]) & goes != 0).for_each(|slot| *slot = empty);
+                }
+            }
+        }
+    }
+
     /// Forgets one page.
     fn forget_page(&mut self, what: Lost) {
         let empty = self.empty_slot();
@@ -238,7 +268,8 @@ impl Hot {
             Lost::Writes { host } => ([1, 3], 1, host),
         };
         for part in parts {
-            for block in part * BLOCKS / 2..(part + 1) * BLOCKS / 2 {
+            let first = self.world * WORLD + part * PART;
+            for block in first..first + PART {
                 if self.filled[block] != 0 {
                     let slots = &mut self.slots[block * BLOCK..][..BLOCK];
                     slots.iter_mut().filter(|slot| slot[field] == lost).for_each(|slot| *slot = empty);
@@ -281,8 +312,13 @@ impl Hot {
         self.no_direction_mask = !flag::DF;
         self.beyond = [!0xfff, !0xffe, !0xffc, !0xff8];
         self.slots_secret = RandomState::new().hash_one(0u8);
-        self.filled = [3; 2 * BLOCKS];
-        self.forget_slots(true, [true; 2]);
+        self.filled = [3; WORLDS * WORLD];
+        for world in 0..WORLDS {
+            self.world = world;
+            self.forget_slots(true, [true; 2]);
+            self.swap_stacks();
+        }
+        self.world = 0;
         self.forget_targets();
     }
 

@@ -30,6 +30,8 @@ pub mod variant {
     pub const SMAP: u8 = 8;
     /// Each access to the stack is checked alone.
     pub const PLAIN: u8 = 16;
+    /// Which of two parts of the slots are its own.
+    pub const WORLD: u8 = 32;
 }
 mod run;
 mod shape;

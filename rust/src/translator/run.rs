@@ -83,6 +83,7 @@ impl Cpu {
             | bit(avx, variant::AVX)
             | bit(supervisor, variant::SUPERVISOR)
             | bit(smap, variant::SMAP)
+            | bit(self.mmu.stamps().world != 0, variant::WORLD)
     }
 
     /// Fragments know 64-bit mode with CPL 0 or 3, and do not check alignment.
@@ -94,9 +95,11 @@ impl Cpu {
     /// Branch targets are those of the present address space and privilege, and of a variant.
     fn set_epochs(&mut self, variant: u8) {
         let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
-        // The same code is another fragment where vector instructions may run natively.
-        let vector = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
-        self.state.hot().set_epochs(epochs.map(|epoch| epoch | vector));
+        // The same code is another fragment where vector instructions may run natively, and in another world.
+        let vector = variant & (variant::SSE | variant::AVX);
+        let world = if variant & variant::WORLD != 0 { 4 } else { 0 };
+        let other = u16::from(vector | world) << EPOCH_SPARE;
+        self.state.hot().set_epochs(epochs.map(|epoch| epoch | other));
     }
 
     /// Tells translated code what depends on CPL, the address space and the controls.
@@ -294,7 +297,7 @@ impl Cpu {
                     && self.state.pending_debug == 0
                     && !self.boundary
                     && self.memory.code_log().position() == seen
-                    && self.state.hot().slots_stamps == stamps;
+                    && self.state.hot().slots_stamps[stamps.world] == stamps;
                 if !goes_on && rest == 0 {
                     return self.goes_elsewhere(seen);
                 }

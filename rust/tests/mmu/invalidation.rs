@@ -303,3 +303,36 @@ fn single_pages_are_told_as_lost() {
     assert_eq!(lost(&mut m, &often), (true, None));
     assert!(!lost(&mut m, &|m| m.cpu.invalidate(Invalidation::WriteProtect { page: None })).0);
 }
+
+#[test]
+fn what_was_given_out_survives_while_spaces_under_another_ept_pointer_run() {
+    let mut m = machine();
+    m.cpu.ctl.vpid = 1;
+    m.map(0x1000, OLD | P | W, 1);
+    m.ept_identity(7);
+    let first = m.cpu.ctl.ept_pointer;
+    assert!(m.read(0x1000).is_ok());
+    let run = |m: &mut Machine, eptp: u64| {
+        m.cpu.ctl.ept_pointer = eptp;
+        m.cpu.mmu_enter();
+        m.cpu.translation_stamps()
+    };
+    // The same tables under another memory type are another pointer.
+    let second = first ^ 6;
+    let before = [run(&mut m, first), run(&mut m, second)];
+    assert_ne!(before[0].world, before[1].world);
+    assert_eq!([run(&mut m, first), run(&mut m, second)], before);
+    // What reaches the one that does not run shows when it runs again.
+    m.cpu.invalidate(Invalidation::Vpid { vpid: 2 });
+    assert_eq!([run(&mut m, first), run(&mut m, second)], before);
+    m.cpu.invalidate(Invalidation::Vpid { vpid: 1 });
+    assert_ne!(run(&mut m, first).user, before[0].user);
+    let before = [run(&mut m, first), run(&mut m, second)];
+    m.cpu.invalidate(Invalidation::WriteProtect { page: Some(OLD) });
+    assert_eq!(run(&mut m, first).lost, before[0].lost + 1);
+    // A third takes the place of the one that did not run for longest.
+    let [first_stamps, _] = [run(&mut m, first), run(&mut m, second)];
+    let third = run(&mut m, first ^ 0x100);
+    assert_eq!(third.world, first_stamps.world);
+    assert_ne!(third.user, first_stamps.user);
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use silicon::clock::Clock;
 use silicon::cpu::Cpu;
+use silicon::mmu::Invalidation;
 use silicon::state::{cr, gpr};
 use silicon::stop::Stop;
 use silicon::vmx::Model;
@@ -162,6 +163,51 @@ fn ten_thousand_switches_of_the_address_space() {
     let s = &guests[0].cpu.state;
     assert!(s.gpr[gpr::RDX] >= 10_000, "{} switches", s.gpr[gpr::RDX]);
     assert!(statistics(&guests[1]).evictions == 0);
+}
+
+/// EPT tables number `n`: identity, but for the page of data, which is page `data` behind it.
+fn ept(guest: &Guest, n: u64, data: u64) -> u64 {
+    let at = |level: u64| TABLES + 0x2_0000 + n * 0x4000 + level * 0x1000;
+    let memory = &guest.cpu.memory;
+    for level in 0..2 {
+        memory.write(at(level), at(level + 1) | 7);
+    }
+    for entry in 0..512 {
+        memory.write(at(2) + 8 * entry, entry << 21 | 0xb7);
+        memory.write(at(3) + 8 * entry, FINE | entry << 12 | 0x37);
+    }
+    memory.write(at(2) + 8 * (FINE >> 21), at(3) | 7);
+    memory.write(at(3) + 8 * ((DATA - FINE) >> 12), (DATA + data * 0x1000) | 0x37);
+    at(0) | 0x1e
+}
+
+#[test]
+fn guests_that_run_in_turns_keep_their_pages_apart() {
+    // top: add rcx, [rdi]; add [rdi], rdx; push rax; pop rax; lea rdx, [rdx+1]; jmp top
+    let code = [0x48, 0x03, 0x0f, 0x48, 0x01, 0x17, 0x50, 0x58, 0x48, 0x8d, 0x52, 1, 0xeb, 0xf2];
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        (0..5).for_each(|n| guest.cpu.memory.write(DATA + n * 0x1000, 1000 * n));
+        guest.cpu.state.gpr[gpr::RDI] = DATA;
+        guest.cpu.ctl.vpid = 1;
+    }
+    alike(&mut guests, pieces(), |guest, n| {
+        // Two in turns, at times a third; now and then the tables of the one that does not run next change.
+        let one = if n % 10 == 9 { 2 } else { n & 1 };
+        let pointer = ept(guest, one, one + if n % 40 < 20 { 0 } else { 2 });
+        guest.cpu.ctl.ept_pointer = pointer;
+        guest.cpu.mmu_enter();
+        if n % 20 == 0 {
+            (0..3).for_each(|other| {
+                let eptp = Some(ept(guest, other, other + if n % 40 < 20 { 0 } else { 2 }));
+                guest.cpu.invalidate(Invalidation::Ept { eptp });
+            });
+        }
+    });
+    let [interpreter, translator] = &guests;
+    let data = |guest: &Guest| [0, 1, 2, 3, 4].map(|n| guest.cpu.memory.read::<u64>(DATA + n * 0x1000));
+    assert_eq!(data(interpreter), data(translator));
+    assert!(data(interpreter).iter().zip(0..).all(|(&sum, n)| sum > 1000 * n), "all five were reached");
 }
 
 #[test]

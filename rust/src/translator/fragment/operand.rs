@@ -5,7 +5,7 @@ use super::super::classify::MemoryOperand;
 use super::super::glue::{flags_aside, flags_back, gpr, host, state};
 use super::super::hot::{SLOTS, hot, slot_part};
 use super::super::probe::leave_page;
-use super::super::variant::SUPERVISOR;
+use super::super::variant::{SUPERVISOR, WORLD};
 use super::Builder;
 use super::groups::Access;
 use crate::decode::{SLOT_NONE, SLOT_RIP};
@@ -97,10 +97,11 @@ impl Builder<'_> {
 
     /// The next site, for an access by instruction `n`, and where its slot lies.
     fn slot(&mut self, n: usize, m: MemoryOperand) -> (usize, i32) {
-        let supervisor = self.context.variant & SUPERVISOR != 0;
+        let variant = self.context.variant;
+        let part = slot_part(m.written, variant & SUPERVISOR != 0, usize::from(variant & WORLD != 0));
         let site = self.site(n, None);
         let number = (self.context.first_site as usize + site) % SLOTS;
-        (site, hot!(slots) + 16 * (slot_part(m.written, supervisor) + number) as i32)
+        (site, hot!(slots) + 16 * (part + number) as i32)
     }
 
     /// As [`Builder::translate_address`] with flags that may be clobbered; `saved`: the helper finds the guest's in
