@@ -4,6 +4,7 @@
 
 use super::fields::slot;
 use crate::cpu::Cpu;
+use crate::interpreter::system::msr::number::TSC;
 use crate::state::cr;
 use crate::stop::Stop;
 
@@ -57,7 +58,8 @@ impl Cpu {
             if index >> 32 != 0 || matches!(index as u32, 0x800..=0x8ff) {
                 return Err(Stop::Fault);
             }
-            let value = self.read_msr(index as u32)?;
+            // The time-stamp counter is stored as it is: offset and multiplier apply to what the guest executes.
+            let value = if index as u32 == TSC { self.host_tsc() } else { self.read_msr(index as u32)? };
             self.memory.write(area + 16 * n + 8, value);
         }
         Ok(())

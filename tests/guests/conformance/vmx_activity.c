@@ -13,6 +13,11 @@ static void hlt_nop(void)
     asm volatile("hlt; nop");
     vmcall();
 }
+static void wbinvd_nop(void)
+{
+    asm volatile("wbinvd; nop");
+    vmcall();
+}
 static void send(u32 command)
 {
     apic_write(0x310, 0);
@@ -183,6 +188,26 @@ TEST(boundaries)
         CHECK_AT(tf, ((u8 *)vmread(GRIP))[0], 0x90);
         CHECK_AT(tf, vmread(GPDBG), 0);
         WRITE_DR(0, 0);
+    }
+    /* what MOV SS left pending joins the single step of the next instruction; DR6 is not touched */
+    static void (*const steps[])(void) = {nops, wbinvd_nop};
+    for (int i = 0; i < 2; i++) {
+        fresh(steps[i]);
+        u64 at = (u64)steps[i];
+        while (*(u8 *)at != (i ? 0x0f : 0x90))
+            at++;
+        vmwrite(GRIP, at);
+        vmwrite(GFLAGS, 0x102);
+        vmwrite(GPDBG, 0x5001);
+        vmwrite(INTRB, 2);
+        vmwrite(EXCBM, 2);
+        WRITE_DR(6, 0xffff4ffaull);
+        CHECK_AT(i, enter(), X_EXC);
+        CHECK_AT(i, vmread(QUAL), 0x4001);
+        CHECK_AT(i, vmread(GRIP), at + 1 + (u64)i);
+        CHECK_AT(i, vmread(GPDBG), 0);
+        CHECK_AT(i, READ_DR(6), 0xffff4ffaull);
+        WRITE_DR(6, 0);
     }
     /* a guest reads no time that lies behind the end of its preemption timer (up to a millisecond: no slice is
      * longer) */

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from turtles.l0.exits import msr
 from turtles.silicon import ExitReason
-from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
 
@@ -45,17 +44,12 @@ def load(vcpu: Vcpu, l1_pa: int, count: int) -> int:
 
 
 def _tsc_at_exit(vcpu: Vcpu) -> int:
-    """The time-stamp counter as RDMSR would have read it in L2 when the processor left it (SDM 28.4)."""
-    regs, v02 = vcpu.regs, vcpu.v
+    """The time-stamp counter when the processor left L2, without vmcs12's offset and multiplier."""
+    regs = vcpu.regs
     # What L0 reflects by itself may come long after the processor's last exit.
     made_by_l0 = vcpu.entered12.v[F.EXIT_REASON] == ExitReason.EXTERNAL_INTERRUPT
     now = vcpu.core.now() if made_by_l0 else regs[S.EXIT_TIME]
-    tsc = now + regs[S.TSC_BASE] + regs[S.TSC_ADJUST] & msr.M64
-    if not v02[F.PRIMARY_CONTROLS] & C.PRIMARY_TSC_OFFSETTING:
-        return tsc
-    if v02[F.SECONDARY_CONTROLS] & C.SECONDARY_TSC_SCALING:
-        tsc = tsc * v02[F.TSC_MULTIPLIER] >> 48
-    return tsc + v02[F.TSC_OFFSET] & msr.M64
+    return now + regs[S.TSC_BASE] + regs[S.TSC_ADJUST] & msr.M64
 
 
 def store(vcpu: Vcpu, l1_pa: int, count: int) -> bool:
