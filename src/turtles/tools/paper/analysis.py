@@ -114,6 +114,10 @@ class Analysis:
                     return KINDS * int(number)
         return None
 
+    def l0(self) -> list[str]:
+        """How L0 ran: compiled, or as Python, in which exits cost more."""
+        return sorted({r["run"]["l0"] for r in self.records if r["run"]})
+
     def breakdown(self, configuration: str, level: int, row: str = "cpuid") -> Breakdown | None:
         """Of the run in the middle, of a traced configuration."""
         found = sorted(self._breakdowns.get((configuration, level, row), []), key=lambda b: b.total_ns)

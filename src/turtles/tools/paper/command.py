@@ -183,6 +183,7 @@ def run(o: PaperOptions) -> int:
         written = write(found, a, json_path, page_path)
     console = Console()
     show(a, failures, console)
+    console.print(f"\nL0: {', '.join(a.l0()) or 'not run'}", highlight=False)
     console.print(f"\nwritten: {', '.join(map(str, written))}", soft_wrap=True, highlight=False)
     console.print(f"journal: {journal_path}", soft_wrap=True, highlight=False)
     wrong = any(clock_holds(c) is False for c in a.clocks())

@@ -174,6 +174,7 @@ def text(result: Mapping[str, Any], a: Analysis, drawn: Sequence[figures.Figure]
         f"Linux {html.escape(host['kernel'])}; {html.escape(result['what'])}. The paper's figures are from "
         f"{html.escape(published.SOURCE)}, measured on one {published.GHZ} GHz Xeon core, and are marked; "
         "those read off its drawings are good to about 0.5 %.</p>",
+        f"<p>L0: {html.escape(', '.join(a.l0()) or 'not run')}.</p>",
         "<p>Figures of a host that others share wander: only ratios of one run mean something.</p>",
         "<h2>Bars</h2>",
         table(BAR_HEADINGS, [bar_cells(bar, paper) for bar, paper in a.bars()]),
