@@ -203,6 +203,7 @@ impl Builder<'_> {
     }
 
     /// Before instruction `n`: what is in S0 goes aside where that is needed, and a group that begins here is checked.
+    /// The stack's check comes behind it, and takes S0: so nothing that is in a group may access the stack as well.
     pub(super) fn begin_shared(&mut self, n: usize, plan: &Plan) {
         let Some(own) = self.shared.of(n) else {
             if self.begins_on_stack(n) || self.takes_pointer(n, plan) {
@@ -210,6 +211,7 @@ impl Builder<'_> {
             }
             return;
         };
+        debug_assert!(!self.begins_on_stack(n), "the pointer would be lost");
         let begins = self.shared.begins(n) == Some(own);
         let takes = self.takes_pointer(n, plan);
         if begins || takes || self.shared.held != Some(own) {
