@@ -34,7 +34,7 @@ impl Cpu {
             return Ok(None);
         };
         let Some((field, high)) = fields::lookup(encoding) else {
-            self.vm_fail_valid(&shadow, UNSUPPORTED_COMPONENT);
+            self.vm_fail_valid(UNSUPPORTED_COMPONENT);
             return Ok(None);
         };
         let value = shadow.get(usize::from(field.slot));
@@ -60,7 +60,7 @@ impl Cpu {
             return Ok(());
         };
         let Some((field, high)) = fields::lookup(encoding) else {
-            self.vm_fail_valid(&shadow, UNSUPPORTED_COMPONENT);
+            self.vm_fail_valid(UNSUPPORTED_COMPONENT);
             return Ok(());
         };
         let at = usize::from(field.slot);
@@ -111,8 +111,9 @@ impl Cpu {
         self.state.rflags = self.state.rflags & !flag::STATUS | flag::CF;
     }
 
-    fn vm_fail_valid(&mut self, shadow: &VmcsPage, error: u64) {
+    /// VMfailValid: the number goes to the current VMCS, which the shadow VMCS is not.
+    fn vm_fail_valid(&mut self, error: u64) {
         self.state.rflags = self.state.rflags & !flag::STATUS | flag::ZF;
-        self.write_shadow(shadow, slot::VM_INSTRUCTION_ERROR, error);
+        self.vmcs.set(slot::VM_INSTRUCTION_ERROR, error);
     }
 }

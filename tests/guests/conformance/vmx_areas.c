@@ -124,3 +124,65 @@ TEST(order)
     CHECK(vmread(QUAL), 2);
     vmx_disable();
 }
+
+/* --- VMCS shadowing (SDM 25.10, 31.2): what an access without an exit reports, and where --- */
+static volatile u64 encoding, read_flags_, write_flags_, read_value;
+static void access_field(void)
+{
+    u64 value = 0, outcome;
+    asm volatile("pushq $2; popfq; vmwrite %2, %1; pushfq; popq %0"
+                 : "=&r"(outcome)
+                 : "r"(encoding), "r"(0x42ull)
+                 : "cc");
+    write_flags_ = outcome & 0x8d5;
+    asm volatile("pushq $2; popfq; vmread %2, %1; pushfq; popq %0"
+                 : "=&r"(outcome), "+&r"(value)
+                 : "r"(encoding)
+                 : "cc");
+    read_flags_ = outcome & 0x8d5;
+    read_value = value;
+    vmcall();
+}
+TEST(shadowing)
+{
+    if (!offered(1 << 14))
+        return;
+    vmx_enable();
+    u64 *shadow = page(), *reads = page(), *writes = page();
+    *(u32 *)shadow = revision | 1u << 31;
+    CHECK(vmclear((u64)shadow), 0);
+    for (int linked = 0; linked < 2; linked++) {
+        static const u32 fields[] = {GRIP, GCS, IO_A, 0x2001, EINFO, 0x7ffe, 0x4600, 0x6e00};
+        for (unsigned i = 0; i < sizeof fields / sizeof *fields; i++) {
+            int exists = i < 5;
+            fresh(access_field);
+            controls(SEC, 1 << 14, 0);
+            vmwrite(0x2026, (u64)reads);
+            vmwrite(0x2028, (u64)writes);
+            vmwrite(LINK, linked ? (u64)shadow : ~0ull);
+            vmwrite(IERR, 0);
+            encoding = fields[i];
+            CHECK_AT(fields[i], enter(), X_VMCALL);
+            u64 wanted = !linked ? VMFAIL_INVALID : exists ? 0 : VMFAIL_VALID;
+            CHECK_AT(fields[i], write_flags_, wanted);
+            CHECK_AT(fields[i], read_flags_, wanted);
+            CHECK_AT(fields[i], read_value, wanted ? 0 : 0x42);
+            /* the number is the current VMCS's, which is not the shadow */
+            CHECK_AT(fields[i], vmread(IERR), wanted == VMFAIL_VALID ? 12 : 0);
+            CHECK_AT(fields[i], vmread(GRIP) - (u64)access_field < 200, 1);
+            /* an access that exits reports the same encoding */
+            ((u8 *)writes)[fields[i] / 8] |= (u8)(1 << (fields[i] & 7));
+            guest_is(access_field);
+            CHECK_AT(fields[i], enter(), 25);
+            ((u8 *)writes)[fields[i] / 8] = 0;
+            vmclear((u64)vmcs);
+        }
+    }
+    CHECK(vmclear((u64)shadow), 0);
+    CHECK(vmptrld((u64)shadow), 0);
+    CHECK(vmread(GRIP), 0x42);
+    CHECK(vmread(IERR), 0);
+    CHECK(OUTCOME("vmlaunch", "i"(0)), VMFAIL_INVALID);
+    vmclear((u64)shadow);
+    vmx_disable();
+}

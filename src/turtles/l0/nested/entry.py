@@ -15,6 +15,7 @@ from turtles.l0.nested.errors import VmError, fail, fail_invalid
 from turtles.l0.nested.instructions import permitted
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import rules, vmcs02
+from turtles.l0.vmcs.vmcs01 import VPID01
 from turtles.l0.vmcs.vmcs12 import CLEAR, LAUNCHED
 from turtles.silicon import ExitReason, check_entry
 from turtles.silicon import controls as C
@@ -152,6 +153,8 @@ def _refuse(vcpu: Vcpu, c: Vmcs12) -> bool:
 
 def _fail_guest_state(vcpu: Vcpu, c: Vmcs12, qualification: int) -> None:
     """A check of guest state that L0 makes has failed, unless one before it has."""
+    # With shadow paging tables come later, and with them a VPID; any is good enough to be asked about.
+    c.v02[F.VPID] = c.v02[F.VPID] or VPID01
     if not _refuse(vcpu, c):
         reflect.failed_entry(vcpu, c, ExitReason.ENTRY_GUEST_STATE, qualification)
 
@@ -164,6 +167,7 @@ def refused(vcpu: Vcpu, c: Vmcs12, raw: int) -> None:
     if raw < 0:
         # A control that passed L1's checks but not in the merged form: an address that is not RAM, say.
         vcpu.switch_to_l1()
+        c.v02[F.VM_INSTRUCTION_ERROR] = 0
         fail(vcpu, VmError(-raw))
         return
     reflect.failed_entry(vcpu, c, raw & 0xFFFF, c.v02[F.EXIT_QUALIFICATION])

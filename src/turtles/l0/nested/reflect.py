@@ -84,6 +84,10 @@ def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
     if (entry12 ^ v02[F.ENTRY_CONTROLS]) & C.ENTRY_IA32E:
         v[F.ENTRY_CONTROLS] = entry12 ^ C.ENTRY_IA32E
     v[F.LAUNCH_STATE] = 1
+    if c.shadows and v02[F.VM_INSTRUCTION_ERROR]:
+        # L2's VMREAD or VMWRITE failed without an exit (SDM 31.2): its current VMCS is L1's.
+        v[F.VM_INSTRUCTION_ERROR] = v02[F.VM_INSTRUCTION_ERROR]
+        v02[F.VM_INSTRUCTION_ERROR] = 0
     regs = vcpu.regs
     if regs[S.ASSIST_DONE]:
         regs[S.ASSIST_DONE] = 0  # the instruction does not go on in L2: nothing is to be replayed
