@@ -13,9 +13,9 @@ use crate::state::{cr, flag, seg};
 const R11: u8 = 11;
 
 /// Access rights of flat 64-bit code and of flat data, without DPL, as SYSCALL loads them.
-const CODE: u32 = 0xa09b;
-const DATA: u32 = 0xc093;
-const DPL3: u32 = 3 << 5;
+pub(super) const CODE: u32 = 0xa09b;
+pub(super) const DATA: u32 = 0xc093;
+pub(super) const DPL3: u32 = 3 << 5;
 /// RFLAGS bits that SYSRET loads.
 const LOADED: u32 = 0x003c_7fd7;
 /// Those that it loads by the helper: a trap is due, or alignment may be checked.
@@ -133,7 +133,7 @@ pub fn sysret(a: &mut Asm, g: &Glue) -> usize {
 }
 
 /// RFLAGS from S0, the arithmetic ones to `saved_flags` as well.
-fn load_flags(a: &mut Asm) {
+pub(super) fn load_flags(a: &mut Asm) {
     a.op_reg(false, 0x83, 1, reg::S0); // or r14d, 2
     a.bytes(&[2]);
     a.store(reg::S0, state!(rflags));
@@ -146,20 +146,28 @@ fn load_flags(a: &mut Asm) {
     a.store(reg::S1, hot!(saved_flags));
 }
 
-/// CS, SS, the TLB array, the epochs and the stack of the other privilege.
+/// CS, SS and all that goes with the other privilege.
 fn load_segments(a: &mut Asm, side: i32, dpl: u32) {
+    a.load(reg::S1, side + std::mem::offset_of!(Side, cs) as i32);
+    flat_segment(a, seg::CS, CODE | dpl);
+    a.load(reg::S1, side + std::mem::offset_of!(Side, ss) as i32);
+    flat_segment(a, seg::SS, DATA | dpl);
+    change_privilege(a, side);
+}
+
+/// A flat segment with the selector in S1, which it clobbers.
+pub(super) fn flat_segment(a: &mut Asm, register: usize, access: u32) {
     const SEGMENT: i32 = size_of::<crate::state::Segment>() as i32;
-    for (register, access, selector) in
-        [(seg::CS, CODE, std::mem::offset_of!(Side, cs)), (seg::SS, DATA, std::mem::offset_of!(Side, ss))]
-    {
-        let at = state!(seg) + SEGMENT * register as i32;
-        a.load(reg::S1, side + selector as i32);
-        a.store(reg::S1, at);
-        store_imm(a, at + 8, 0);
-        a.mov_imm(reg::S1, !0);
-        a.store(reg::S1, at + 16);
-        store_imm(a, at + 24, access | dpl);
-    }
+    let at = state!(seg) + SEGMENT * register as i32;
+    a.store(reg::S1, at);
+    store_imm(a, at + 8, 0);
+    a.mov_imm(reg::S1, !0);
+    a.store(reg::S1, at + 16);
+    store_imm(a, at + 24, access);
+}
+
+/// The TLB array, the epochs and the stack of the other privilege. Clobbers S0 and S1.
+pub(super) fn change_privilege(a: &mut Asm, side: i32) {
     a.load(reg::S1, side + std::mem::offset_of!(Side, tlb) as i32);
     a.store(reg::S1, hot!(tlb));
     a.load(reg::S1, hot!(epoch_change));
@@ -180,7 +188,7 @@ fn load_segments(a: &mut Asm, side: i32, dpl: u32) {
 }
 
 /// MOV qword [rsp + disp], imm32 below 2^31.
-fn store_imm(a: &mut Asm, disp: i32, value: u32) {
+pub(super) fn store_imm(a: &mut Asm, disp: i32, value: u32) {
     a.op_mem(true, 0xc7, 0, Address::base(reg::RSP, disp));
     a.bytes(&value.to_le_bytes());
 }

@@ -18,7 +18,12 @@ pub fn live(insns: &[Insn], plans: &[Plan], exact: bool, result: &mut Vec<bool>)
     result.resize(insns.len() + 1, true);
     for n in (0..insns.len()).rev() {
         let i = &insns[n].iced;
-        if exact || matches!(plans[n], Plan::Interpret | Plan::System(System::Call | System::Return)) {
+        if exact
+            || matches!(
+                plans[n],
+                Plan::Interpret | Plan::System(System::Call | System::Return | System::InterruptReturn)
+            )
+        {
             live = STATUS;
         } else {
             // What the instruction itself still needs or leaves standing must survive its address check.

@@ -4,6 +4,7 @@
 use super::asm::{Address, Asm, cc, reg};
 use super::crossing;
 use super::hot::{TARGETS, hot};
+use super::interrupt_return;
 use super::light;
 
 /// Guest registers that live in host registers: (guest, host).
@@ -83,6 +84,8 @@ pub struct Glue {
     pub syscall: usize,
     /// S1 = site.
     pub sysret: usize,
+    /// See `interrupt_return`.
+    pub interrupt_return: usize,
     /// S1 = site: calls the helper.
     pub slow: usize,
     /// S1 = offset from the page of the fragment, which becomes RIP: leaves with `Leave::Here`.
@@ -262,6 +265,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     g.probes = super::probe::generate(a, fills);
     g.syscall = crossing::syscall(a, &g);
     g.sysret = crossing::sysret(a, &g);
+    g.interrupt_return = interrupt_return::generate(a, &g);
     g
 }
 

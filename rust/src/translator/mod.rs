@@ -15,6 +15,7 @@ mod flags;
 mod fragment;
 mod glue;
 pub mod hot;
+mod interrupt_return;
 mod light;
 mod listing;
 mod probe;

@@ -7,6 +7,7 @@ mod native;
 
 mod emitted;
 mod fuzz;
+mod interrupts;
 mod native_blocks;
 mod pair;
 mod program;

@@ -15,9 +15,9 @@ use silicon::vmx::bits::{primary, secondary};
 use crate::guest::{FINE, Guest, Outcome};
 
 /// Where code begins; data begin 1 MiB behind.
-const CODE: u64 = FINE;
-const DATA: u64 = FINE + 0x10_0000;
-const STACK: u64 = FINE + 0x1f_0000;
+pub const CODE: u64 = FINE;
+pub const DATA: u64 = FINE + 0x10_0000;
+pub const STACK: u64 = FINE + 0x1f_0000;
 /// The page tables of `Guest::long`.
 const TABLES: u64 = 0x10_0000;
 
@@ -35,12 +35,12 @@ fn kernel(code: &[u8], cache: Option<usize>) -> Guest {
 }
 
 /// Interpreter and translator, with the same code.
-fn both(code: &[u8]) -> [Guest; 2] {
+pub fn both(code: &[u8]) -> [Guest; 2] {
     [kernel(code, None), kernel(code, Some(1 << 20))]
 }
 
 /// Runs both in pieces and compares them after each; `between` is done to both in between.
-fn alike(guests: &mut [Guest; 2], pieces: impl IntoIterator<Item = u64>, mut between: impl FnMut(&mut Guest, u64)) {
+pub fn alike(guests: &mut [Guest; 2], pieces: impl IntoIterator<Item = u64>, mut between: impl FnMut(&mut Guest, u64)) {
     for (n, count) in pieces.into_iter().enumerate() {
         let outcomes = guests.each_mut().map(|guest| {
             between(guest, n as u64);
@@ -53,7 +53,7 @@ fn alike(guests: &mut [Guest; 2], pieces: impl IntoIterator<Item = u64>, mut bet
     }
 }
 
-fn pieces() -> impl Iterator<Item = u64> {
+pub fn pieces() -> impl Iterator<Item = u64> {
     (0..200u64).map(|n| 1 + n * n * 7 % 157)
 }
 

@@ -33,6 +33,8 @@ pub enum System {
     Call,
     /// SYSRETQ at CPL 0.
     Return,
+    /// IRETQ at CPL 0.
+    InterruptReturn,
 }
 
 impl System {
@@ -51,6 +53,7 @@ impl System {
             M::Pause => Self::Pause,
             M::Syscall if variant & SUPERVISOR == 0 => Self::Call,
             M::Sysretq if variant & SUPERVISOR != 0 => Self::Return,
+            M::Iretq if variant & SUPERVISOR != 0 => Self::InterruptReturn,
             M::Cld if bmi2 => Self::ClearDirection,
             M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
                 if insn.address_mask == 0xffff {
@@ -77,6 +80,7 @@ impl Builder<'_> {
             System::ReadSegment(segment) => self.read_segment(n, segment)?,
             System::ReadControl(cr3) => self.read_control(n, cr3),
             System::Call | System::Return => return self.crossing(n, system == System::Call),
+            System::InterruptReturn => return self.interrupt_return(n),
             System::Pause => {
                 let refused = self.unless_zero(n, Some(hot!(refused.pause)));
                 self.refused(n, vec![refused]);
@@ -98,6 +102,16 @@ impl Builder<'_> {
         }
         self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
         self.jump_out(if call { self.context.glue.syscall } else { self.context.glue.sysret });
+        Some(true)
+    }
+
+    /// IRETQ, the last of its block.
+    fn interrupt_return(&mut self, n: usize) -> Option<bool> {
+        let saved = self.flags_may_go(n);
+        self.a.load(reg::S0, state!(gdtr_base));
+        let site = self.translate_without_flags(n, MemoryOperand { size: 8, written: false, aligned: false }, saved);
+        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
+        self.jump_out(self.context.glue.interrupt_return);
         Some(true)
     }
 
