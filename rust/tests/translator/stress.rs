@@ -86,6 +86,21 @@ fn code_that_rewrites_itself_in_another_page() {
 }
 
 #[test]
+fn code_in_a_page_that_was_written_before() {
+    // top: mov [rdi], al; inc rax; bt rax, 3; jnc top; call rdx; jmp top. The store has its page when code there is first
+    // called: from then on it must be noticed.
+    let code = [0x88, 0x07, 0x48, 0xff, 0xc0, 0x48, 0x0f, 0xba, 0xe0, 3, 0x73, 0xf4, 0xff, 0xd2, 0xeb, 0xf0];
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.load(DATA, &[0x48, 0x83, 0xc6, 0, 0xc3]); // add rsi, 0; ret
+        let s = &mut *guest.cpu.state;
+        (s.gpr[gpr::RDI], s.gpr[gpr::RDX]) = (DATA + 3, DATA);
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RSI] > 1000);
+}
+
+#[test]
 fn code_that_a_device_writes_between_runs() {
     // top: add rcx, imm8; cmp rcx, rdx; jmp next; next: adc rbx, 0 (or setb bl); jmp top. The flags' last use changes.
     let code = [0x48, 0x83, 0xc1, 1, 0x48, 0x39, 0xd1, 0xeb, 0, 0x48, 0x83, 0xd3, 0, 0xeb, 0xf1];
