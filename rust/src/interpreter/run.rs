@@ -18,7 +18,7 @@ use crate::stop::{Exec, Stop, vector};
 /// Host clock: instructions between two looks at the clock (well under 50 µs).
 const SLICE: u64 = 2000;
 /// The same for translated code.
-const TRANSLATED_SLICE: u64 = 20_000;
+const TRANSLATED_SLICE: u64 = 50_000;
 /// Nanoseconds before the preemption timer runs out from which on RDTSC is no longer executed in line: much longer than
 /// a slice takes, unless the host deschedules the thread within it.
 const TIMER_NEAR: u64 = 1_000_000;
