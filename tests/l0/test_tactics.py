@@ -11,14 +11,14 @@ import pytest
 from tests.l0.guest import CPUID, DONE, mov
 from tests.l0.nested_guest import VMLAUNCH, NestedGuest, skip_and_resume
 from turtles import compiled
-from turtles.l0.baseline import Guest02Run, ProcessorRun, Run12
+from turtles.l0.baseline import ENCODING_OF, ByField, EnterByField, LeaveByField
 from turtles.l0.interrupts import delivery
 from turtles.l0.outcome import STOPPED, Outcome
 from turtles.l0.tactics import Tactics
 from turtles.l0.vcpu import Vcpu
 from turtles.l0.vmcs import rules, vmcs02
 from turtles.l0.vmcs.vmcs12 import NARROW, Vmcs12
-from turtles.silicon import ExitReason
+from turtles.silicon import Copies, ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import encodings as E
 from turtles.silicon import fields as F
@@ -91,6 +91,7 @@ def test_off_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmcs02, "merge", counted_merge)
     monkeypatch.setattr(delivery, "deliver", counted_look)
     found: dict[bool, tuple[object, ...]] = {}
+    self = "__self__"
     for tactics in (Tactics(), Tactics.none()):
         merges.clear()
         looks.clear()
@@ -106,11 +107,11 @@ def test_off_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
             [bool(v[F.SECONDARY_CONTROLS] & C.SECONDARY_VPID) for v in (guest.v, guest.c.v02)],
             guest.vcpu.stats.counts[1][ExitReason.VMREAD],
             guest.vcpu.regs is guest.core.slots,
-            type(guest.c.guest02), type(guest.c.exit02), type(guest.c.guest12),
+            *(type(getattr(move, self)) for move in (guest.c.enter, guest.c.leave, guest.c.load_host)),
         )  # fmt: skip
-    assert found[True] == (0, False, [True, True], 0, True, memoryview, memoryview, memoryview)
+    assert found[True] == (0, False, [True, True], 0, True, Copies, Copies, Copies)
     assert found[False] == (
-        ROUNDS + 1, True, [False, False], ROUNDS, False, Guest02Run, ProcessorRun, Run12,
+        ROUNDS + 1, True, [False, False], ROUNDS, False, EnterByField, LeaveByField, ByField,
     )  # fmt: skip
 
 
@@ -133,7 +134,6 @@ def test_only_groups_that_were_written_are_copied() -> None:
 
 
 def test_fields_have_encodings() -> None:
-    guest = NestedGuest(CPUID, DONE, tactics=Tactics(bulk=False))
-    encodings = {encoding for _, encoding in ProcessorRun(guest.c.vmcs02, rules.GUEST_STATE).fields}
+    encodings = {ENCODING_OF[slot] for slot in range(rules.GUEST_FIRST, rules.GUEST_COPY_END)}
     assert {E.GUEST_RIP, E.GUEST_CR0, E.GUEST_TR_BASE} <= encodings
     assert len(encodings) == rules.GUEST_COPY_END - rules.GUEST_FIRST

@@ -32,13 +32,14 @@ impl Cpu {
     /// time the deadline is met exactly: one instruction is one nanosecond.
     pub fn run(&mut self, deadline: u64) -> Stop {
         self.mmu_run_begin();
-        self.boundary = true;
-        let stop = self.run_until(deadline);
+        let stop = self.run_begun(deadline);
         self.mmu_run_end();
         stop
     }
 
-    fn run_until(&mut self, deadline: u64) -> Stop {
+    /// As [`Cpu::run`], between [`Cpu::mmu_run_begin`] and [`Cpu::mmu_run_end`].
+    pub(crate) fn run_begun(&mut self, deadline: u64) -> Stop {
+        self.boundary = true;
         loop {
             let now = self.clock.now(self.state.retired);
             if now >= deadline {
@@ -237,6 +238,13 @@ impl Cpu {
         }
         if self.state.activity != 0 {
             self.idle();
+            return Ok(());
+        }
+        if self.boundary && bits == 0 && self.state.replay_count | self.state.assist_done == 0 && !self.events_flagged()
+        {
+            // There was nothing, as after most VM entries: on with whole blocks. (Who asks for one instruction without
+            // a boundary has seen that the block cannot run whole.)
+            self.boundary = false;
             return Ok(());
         }
         // For REP: whether this boundary's reason is there at the next one too.

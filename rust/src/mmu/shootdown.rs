@@ -71,11 +71,16 @@ impl Cpu {
 
     /// Serves and acknowledges the requests of others. The run loop calls it at an instruction boundary
     /// when `attention::SHOOTDOWN` is set.
+    #[inline]
     pub fn service_shootdown(&mut self) {
-        let doorbell = Arc::clone(&self.doorbell);
-        if doorbell.requested.load(Ordering::SeqCst) == doorbell.acknowledged.load(Ordering::SeqCst) {
-            return;
+        if self.doorbell.requested.load(Ordering::SeqCst) != self.doorbell.acknowledged.load(Ordering::SeqCst) {
+            self.serve_requests();
         }
+    }
+
+    #[cold]
+    fn serve_requests(&mut self) {
+        let doorbell = Arc::clone(&self.doorbell);
         let (requests, ticket) = {
             let mut queue = doorbell.requests.lock().unwrap_or_else(PoisonError::into_inner);
             doorbell.bits.fetch_and(!attention::SHOOTDOWN, Ordering::SeqCst);

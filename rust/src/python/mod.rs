@@ -4,6 +4,7 @@
 
 mod buffer;
 mod code;
+mod copies;
 mod core;
 mod memory;
 mod model;
@@ -29,6 +30,7 @@ fn _silicon(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::PyModel>()?;
     module.add_class::<vmcs::PyVmcs>()?;
     module.add_class::<vmcs::PyRule>()?;
+    module.add_class::<copies::Copies>()?;
     module.add_class::<core::PyCore>()?;
     module.add("SiliconError", py.get_type::<core::SiliconError>())?;
     module.add_function(wrap_pyfunction!(vmcs::check_entry, module)?)?;

@@ -204,7 +204,7 @@ impl Cpu {
     /// Runs until something ends it; a deadline or a stop is an external-interrupt exit.
     fn run_until_exit(&mut self, mut deadline: u64) -> Stop {
         loop {
-            let stop = self.run(deadline);
+            let stop = self.run_begun(deadline);
             if stop != Stop::Again {
                 return stop;
             }

@@ -6,104 +6,129 @@ Results are the same, only dearer. Not here: VMCS shadowing and VPIDs, whose con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, cast
 
 from turtles.l0.ports import Slots
 from turtles.l0.tactics import Tactics
 from turtles.l0.vmcs import rules
-from turtles.silicon import Core, ExitReason, Vmcs
+from turtles.silicon import Core, ExitReason, Memory, Vmcs
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
 from turtles.silicon._silicon import VMCS_FIELDS
 
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
-    from turtles.l0.vmcs.vmcs12 import Vmcs12
 
-_ENCODING_OF: Final = {slot: encoding for slot, encoding in VMCS_FIELDS.values()}
+ENCODING_OF: Final = {slot: encoding for slot, encoding in VMCS_FIELDS.values()}
 _GUEST_GROUPS: Final = (
     (F.WRITTEN_GUEST_EXECUTION, F.GUEST_EXECUTION_SLOTS),
     (F.WRITTEN_GUEST_CONTROL, F.GUEST_CONTROL_SLOTS),
     (F.WRITTEN_GUEST_SEGMENTS, F.GUEST_SEGMENTS_SLOTS),
-    (F.WRITTEN_GUEST_OTHER, F.GUEST_OTHER_SLOTS),
 )
-_ALL_GUEST: Final = 0xF
+_ALL_GUEST: Final = rules.WRITTEN_GUEST
 
 Handler = Callable[["Vcpu"], None]
-
-
-class Run(Protocol):
-    """A run of a VMCS's slots that is copied whole: `a[:] = b`. With bulk copies, a memoryview."""
-
-    def __setitem__(self, key: slice, source: Slots, /) -> None: ...
-
 
 # --- bulk copies off ---
 
 
-class ProcessorRun:
-    """Fields of a VMCS that the processor uses: each is read and written by its encoding."""
+class Run:
+    """Slots that are copied: of `vmcs`, from its slot `first`, or (none) of memory that only L0 knows."""
 
-    def __init__(self, vmcs: Vmcs, area: slice) -> None:
-        self.vmcs = vmcs
-        self.fields = tuple((slot - area.start, _ENCODING_OF[slot]) for slot in range(area.start, area.stop))
-
-    def __setitem__(self, key: slice, source: Slots) -> None:
-        write = self.vmcs.write
-        for index, encoding in self.fields:
-            write(encoding, source[index])
+    def __init__(self, slots: Slots, vmcs: Vmcs | None = None, first: int = 0) -> None:
+        self.slots, self.vmcs, self.first = slots, vmcs, first
 
 
-class Guest02Run(ProcessorRun):
-    """vmcs02's guest state; `written` says which groups the next entry copies, if not all."""
+class ByField:
+    """As `silicon.Copies`, but fields of a VMCS that the processor uses go one by one, by encoding."""
 
-    def __init__(self, vmcs: Vmcs) -> None:
-        super().__init__(vmcs, rules.GUEST_STATE)
-        self._of_group = [
-            (bit, tuple((i, e) for i, e in self.fields if area.start <= i + rules.GUEST_FIRST < area.stop))
-            for bit, area in _GUEST_GROUPS
-        ]
-        self.written = _ALL_GUEST
-        self.follows = False  # whether vmcs02 and vmcs12 agreed when L1 got its last exit
+    def __init__(
+        self, memory: Memory, copies: Sequence[tuple[Run, Run]], compared: Sequence[tuple[int, bytes]]
+    ) -> None:
+        self._memory, self._copies, self._compared = memory, copies, compared
 
-    def __setitem__(self, key: slice, source: Slots) -> None:
-        written = self.written if self.follows else _ALL_GUEST
-        self.written, self.follows = _ALL_GUEST, False
-        write = self.vmcs.write
-        for bit, fields in self._of_group:
-            if written & bit:
-                for index, encoding in fields:
-                    write(encoding, source[index])
+    def run(self) -> int:
+        """See `silicon.Copies.run`."""
+        different = 0
+        for number, (host_pa, data) in enumerate(self._compared):
+            if not self._memory.same(host_pa, data):
+                different |= 1 << number
+        for to, source in self._copies:
+            self._copy(to, source)
+        return different
 
-
-class Run12:
-    """Fields of a vmcs12: plain memory to L0. What is copied into it is read from vmcs02 one by one."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-
-    def __getitem__(self, index: int) -> int:
-        return self._slots[index]
-
-    def __setitem__(self, key: slice, source: ProcessorRun) -> None:
-        read, slots = source.vmcs.read, self._slots
-        for index, encoding in source.fields:
-            slots[index] = read(encoding)
-        if isinstance(source, Guest02Run):
-            source.follows = True
+    def _copy(self, to: Run, source: Run) -> None:
+        for index in range(len(to.slots)):
+            copy_field(to, source, index)
 
 
-def copy_by_field(c: Vmcs12) -> None:
-    """From now on entries with `c`, and exits, copy field by field."""
-    c.guest12, c.exit12 = cast(Slots, Run12(c.guest12)), cast(Slots, Run12(c.exit12))
-    c.guest02 = cast(Slots, Guest02Run(c.vmcs02))
-    c.exit02 = cast(Slots, ProcessorRun(c.vmcs02, rules.EXIT_INFORMATION))
+def copy_field(to: Run, source: Run, index: int) -> None:
+    """One slot."""
+    if source.vmcs is None:
+        value = source.slots[index]
+    else:
+        value = source.vmcs.read(ENCODING_OF[source.first + index])
+    if to.vmcs is None:
+        to.slots[index] = value
+    else:
+        to.vmcs.write(ENCODING_OF[to.first + index], value)
 
 
-def guest01(vmcs01: Vmcs, tactics: Tactics) -> Run:
-    """vmcs01's guest state, as the target of vmcs12's host state."""
-    return vmcs01.slots[rules.GUEST_STATE] if tactics.bulk else ProcessorRun(vmcs01, rules.GUEST_STATE)
+class EnterByField(ByField):
+    """An entry: of registers only the groups that L1 wrote are copied, where vmcs02 and vmcs12 agreed before.
+
+    That is so at the first entry after an exit; L0 may change vmcs02 in between others, and entries may fail.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        copies: Sequence[tuple[Run, Run]],
+        compared: Sequence[tuple[int, bytes]],
+        v12: Slots,
+    ) -> None:
+        super().__init__(memory, copies, compared)
+        self._v12 = v12
+        self.follows = False  # set by an exit
+
+    def run(self) -> int:
+        """See `silicon.Copies.run`."""
+        different = super().run()
+        self.follows = False
+        self._v12[F.WRITTEN] &= ~_ALL_GUEST
+        return different
+
+    def _copy(self, to: Run, source: Run) -> None:
+        written = self._v12[F.WRITTEN] if self.follows else _ALL_GUEST
+        if len(to.slots) == 1:
+            written = _ALL_GUEST
+        for index in range(len(to.slots)):
+            if written & _group_bit(to.first + index):
+                copy_field(to, source, index)
+
+
+class LeaveByField(ByField):
+    """An exit, after which `enter` may copy less."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        copies: Sequence[tuple[Run, Run]],
+        compared: Sequence[tuple[int, bytes]],
+        enter: EnterByField,
+    ) -> None:
+        super().__init__(memory, copies, compared)
+        self._enter = enter
+
+    def run(self) -> int:
+        """See `silicon.Copies.run`."""
+        self._enter.follows = True
+        return super().run()
+
+
+def _group_bit(slot: int) -> int:
+    return next((bit for bit, area in _GUEST_GROUPS if area.start <= slot < area.stop), _ALL_GUEST)
 
 
 # --- handlers ---
@@ -115,18 +140,6 @@ def _all_is_new(then: Handler) -> Handler:
     def enter(vcpu: Vcpu) -> None:
         if vcpu.current12 is not None:
             vcpu.current12.v[F.WRITTEN] = rules.WRITTEN_ALL
-        then(vcpu)
-
-    return enter
-
-
-def _groups_noted(then: Handler) -> Handler:
-    """VMLAUNCH or VMRESUME that copies, field by field, the groups of guest state that L1 wrote."""
-
-    def enter(vcpu: Vcpu) -> None:
-        c = vcpu.current12
-        if c is not None:
-            cast(Guest02Run, c.guest02).written = c.v[F.WRITTEN]
         then(vcpu)
 
     return enter
@@ -145,8 +158,6 @@ def adapt(handlers: list[list[Handler]], tactics: Tactics) -> None:
     for reason in (ExitReason.VMLAUNCH, ExitReason.VMRESUME):
         if not tactics.changed_only:
             handlers[1][reason] = _all_is_new(handlers[1][reason])
-        elif not tactics.bulk:
-            handlers[1][reason] = _groups_noted(handlers[1][reason])
     if not tactics.lazy_interrupts:
         for of_level in handlers:
             of_level[:] = [_with_a_look(handler) for handler in of_level]

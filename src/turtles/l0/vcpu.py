@@ -58,7 +58,6 @@ class Vcpu:
         )
         if not machine.tactics.vpid:
             self.v01[F.SECONDARY_CONTROLS] &= ~C.SECONDARY_VPID
-        self.guest01 = baseline.guest01(self.vmcs01, machine.tactics)
         if machine.shadows:
             self.v01[F.VMREAD_BITMAP] = machine.vmread_bitmap_host_pa
             self.v01[F.VMWRITE_BITMAP] = machine.vmwrite_bitmap_host_pa

@@ -4,6 +4,7 @@
 """
 
 from turtles.silicon._silicon import (
+    Copies,
     Core,
     DmaWindow,
     Memory,
@@ -19,6 +20,7 @@ from turtles.silicon.reasons import ENTRY_FAILURE, ExitReason
 
 __all__ = [
     "ENTRY_FAILURE",
+    "Copies",
     "Core",
     "DmaWindow",
     "ExitReason",

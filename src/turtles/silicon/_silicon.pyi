@@ -1,7 +1,7 @@
 """The native module: memory, processors, VMCS regions and the checks of VM entry."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Literal, final
 
@@ -13,6 +13,7 @@ __all__ = [
     "STATE_SLOTS",
     "VMCS_FIELDS",
     "VMCS_GROUPS",
+    "Copies",
     "Core",
     "DmaWindow",
     "Memory",
@@ -177,6 +178,20 @@ class Vmcs:
         """VMWRITE, without the written-mask. KeyError for what is no field."""
     def copy_from(self, source: Vmcs, first: int, end: int) -> None:
         """Copies slots `[first, end)` of another VMCS into this one."""
+
+@final
+class Copies:
+    """Copies between arrays of slots, and comparisons of memory, made in one call."""
+
+    def __new__(
+        cls,
+        memory: Memory,
+        copies: Sequence[tuple[memoryview[int], memoryview[int]]],
+        compared: Sequence[tuple[int, bytes]] = ...,
+    ) -> Copies:
+        """A copy is (to, from), as many slots; a comparison (host-physical address, bytes), 30 at most."""
+    def run(self) -> int:
+        """Compares, then copies, in order. Bit n is set where comparison n found a difference."""
 
 @final
 class Core:

@@ -14,7 +14,7 @@ from turtles.l0.nested import msr_lists, reflect
 from turtles.l0.nested.errors import VmError, fail, fail_invalid
 from turtles.l0.nested.instructions import permitted
 from turtles.l0.vmcs import bits as X
-from turtles.l0.vmcs import rules, vmcs02
+from turtles.l0.vmcs import moves, rules, vmcs02
 from turtles.l0.vmcs.vmcs01 import VPID01
 from turtles.l0.vmcs.vmcs12 import CLEAR, LAUNCHED
 from turtles.silicon import ExitReason, check_entry
@@ -58,32 +58,13 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
     if v[F.LAUNCH_STATE] != state:
         fail(vcpu, error)
         return
-    v02 = c.v02
     written = v[F.WRITTEN]
-    if written:
-        if written & rules.WRITTEN_CHECKED == F.WRITTEN_HOST_STATE and vmcs02.follow_host_stack(c):
-            written &= ~F.WRITTEN_HOST_STATE
-        if written & rules.WRITTEN_CHECKED and not _check(vcpu, c):
-            return
-        if written & rules.WRITTEN_MERGE:
-            vmcs02.merge(vcpu, c, written)
-        v[F.WRITTEN] = 0
-        if written & (F.WRITTEN_GUEST_OTHER | F.WRITTEN_CONTROLS):
-            _link(vcpu, c)
-        if written & F.WRITTEN_CONTROL_EVENT:
-            for slot in rules.EVENT_COPIED:
-                v02[slot] = v[slot]
+    if written & ~rules.WRITTEN_GUEST and not _take_over(vcpu, c, written):
+        return
     if c.ept02 is not None and (c.ept02.expected >= 0 or not c.ept02.alive):
         vcpu.machine.mmu.before_l2(c)
-
-    c.guest02[:] = c.guest12
-    if not c.loads_debug:
-        v02[F.GUEST_DR7], v02[F.GUEST_DEBUGCTL] = vcpu.v01[F.GUEST_DR7], vcpu.v01[F.GUEST_DEBUGCTL]
-    if c.uses_timer:
-        v02[F.GUEST_PREEMPTION_TIMER] = v[F.GUEST_PREEMPTION_TIMER]
-    if c.delivers:
-        v02[F.GUEST_INTERRUPT_STATUS] = v[F.GUEST_INTERRUPT_STATUS]
-    if c.uses_msr_bitmap:
+    found = c.enter()
+    if found & moves.NEW_BITMAP:
         vmcs02.merge_msr_bitmap(vcpu, c)
     if c.link_fails and not _link(vcpu, c):
         _fail_guest_state(vcpu, c, QUALIFICATION_LINK_POINTER)
@@ -102,10 +83,30 @@ def _enter(vcpu: Vcpu, state: int, error: VmError) -> None:
             reflect.failed_entry(vcpu, c, ExitReason.ENTRY_MSR_LOAD, bad)
             return
     vcpu.switch_to_l2(c)
-    if v02[F.GUEST_ACTIVITY] != C.ACTIVITY_ACTIVE and not v02[F.ENTRY_INTERRUPTION_INFO] & X.VALID:
+    if found & moves.NOT_ACTIVE and not c.v02[F.ENTRY_INTERRUPTION_INFO] & X.VALID:
         # L2 goes on sleeping. That is L0's to do once the processor has had its say: entry checks, an open
         # window, a pending debug exception, a timer at zero. The kick ends that run otherwise.
         vcpu.core.kick()
+
+
+def _take_over(vcpu: Vcpu, c: Vmcs12, written: int) -> bool:
+    """What L1 wrote besides guest state is checked, merged and copied; false after VMfail."""
+    v, v02 = c.v, c.v02
+    looked_at = written
+    if written & rules.WRITTEN_CHECKED == F.WRITTEN_HOST_STATE and vmcs02.follow_host_stack(c):
+        looked_at &= ~F.WRITTEN_HOST_STATE
+    if looked_at & rules.WRITTEN_CHECKED and not _check(vcpu, c):
+        return False
+    if looked_at & rules.WRITTEN_MERGE:
+        vmcs02.merge(vcpu, c, looked_at)
+    v[F.WRITTEN] = written & rules.WRITTEN_GUEST
+    if looked_at & (F.WRITTEN_GUEST_OTHER | F.WRITTEN_CONTROLS):
+        _link(vcpu, c)
+    if looked_at & F.WRITTEN_CONTROL_EVENT:
+        for slot in rules.EVENT_COPIED:
+            v02[slot] = v[slot]
+        c.event_given = True
+    return True
 
 
 def _check(vcpu: Vcpu, c: Vmcs12) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from turtles.l0.nested import msr_lists
 from turtles.l0.outcome import GuestStop
 from turtles.l0.vmcs import bits as X
+from turtles.l0.vmcs import moves
 from turtles.silicon import ExitReason
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
@@ -30,8 +31,7 @@ ABORT_INDICATOR: Final = 4
 def reflect(vcpu: Vcpu) -> None:
     """Gives L1 the exit that vmcs02 holds, unchanged."""
     c = vcpu.entered12
-    c.exit12[:] = c.exit02
-    _leave(vcpu, c)
+    _leave(vcpu, c, c.leave())
 
 
 def reflect_as(vcpu: Vcpu, reason: int, qualification: int = 0, interruption: int = 0) -> None:
@@ -40,12 +40,12 @@ def reflect_as(vcpu: Vcpu, reason: int, qualification: int = 0, interruption: in
     Guest-physical and guest-linear address, IDT-vectoring and instruction length stay as silicon left them.
     """
     c = vcpu.entered12
-    c.exit12[:] = c.exit02
+    found = c.leave()
     v = c.v
     v[F.EXIT_REASON] = reason
     v[F.EXIT_QUALIFICATION] = qualification
     v[F.EXIT_INTERRUPTION_INFO] = interruption
-    _leave(vcpu, c)
+    _leave(vcpu, c, found)
 
 
 def reflect_interrupt(vcpu: Vcpu, reason: int, interruption: int) -> None:
@@ -65,41 +65,40 @@ def reflect_exception(vcpu: Vcpu, vector: int, error: int | None) -> None:
     reflect_as(vcpu, ExitReason.EXCEPTION_OR_NMI, 0, info)
 
 
-def _leave(vcpu: Vcpu, c: Vmcs12) -> None:
-    v, v02 = c.v, c.v02
-    for slot in c.kept:
-        v02[slot] = v[slot]
-    c.guest12[:] = c.guest02
+def _leave(vcpu: Vcpu, c: Vmcs12, found: int) -> None:
+    """vmcs12 is up to date but for what is seldom there (`found`: what `c.leave` returned); on to L1."""
+    if c.event_given:
+        # The valid bit of the injected event is cleared (SDM 28.2).
+        c.event_given = False
+        c.v[F.ENTRY_INTERRUPTION_INFO] &= ~X.VALID
+    if found or c.leaves_more:
+        _leave_more(vcpu, c, found)
+    vcpu.switch_to_l1()
+    c.load_host()
+    if found or c.loads_more:
+        _load_more(vcpu, c)
+    if c.shares_nmi_blocking:
+        # Other exits than an NMI's do not change blocking by NMI (SDM 28.5.5).
+        vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= c.v02[F.GUEST_INTERRUPTIBILITY] & C.BLOCKING_NMI
+    vcpu.reflected = True
+
+
+def _leave_more(vcpu: Vcpu, c: Vmcs12, found: int) -> None:
+    v = c.v
     if vcpu.shadow is not None:
         v[F.GUEST_CR3] = c.cr3
-    if c.uses_timer and c.exit_controls & C.EXIT_SAVE_TIMER:
-        v[F.GUEST_PREEMPTION_TIMER] = v02[F.GUEST_PREEMPTION_TIMER]
-    if c.delivers:
-        v[F.GUEST_INTERRUPT_STATUS] = v02[F.GUEST_INTERRUPT_STATUS]
-    # The valid bit of the injected event is cleared (SDM 28.2), and with unrestricted guest the exit tells
-    # L1 in the entry controls which mode L2 is in (SDM 28.3.1).
-    if v[F.ENTRY_INTERRUPTION_INFO]:
-        v[F.ENTRY_INTERRUPTION_INFO] &= ~X.VALID
-    entry12 = v[F.ENTRY_CONTROLS]
-    if (entry12 ^ v02[F.ENTRY_CONTROLS]) & C.ENTRY_IA32E:
-        v[F.ENTRY_CONTROLS] = entry12 ^ C.ENTRY_IA32E
-    v[F.LAUNCH_STATE] = 1
-    if c.shadows and v02[F.VM_INSTRUCTION_ERROR]:
+    if found & moves.NEW_MODE:
+        # With unrestricted guest the exit tells L1 in the entry controls which mode L2 is in (SDM 28.3.1).
+        v[F.ENTRY_CONTROLS] ^= (v[F.ENTRY_CONTROLS] ^ c.v02[F.ENTRY_CONTROLS]) & C.ENTRY_IA32E
+        v[F.WRITTEN] |= F.WRITTEN_CONTROLS
+    if c.shadows and c.v02[F.VM_INSTRUCTION_ERROR]:
         # L2's VMREAD or VMWRITE failed without an exit (SDM 31.2): its current VMCS is L1's.
-        v[F.VM_INSTRUCTION_ERROR] = v02[F.VM_INSTRUCTION_ERROR]
-        v02[F.VM_INSTRUCTION_ERROR] = 0
-    regs = vcpu.regs
-    if regs[S.ASSIST_DONE]:
-        regs[S.ASSIST_DONE] = 0  # the instruction does not go on in L2: nothing is to be replayed
+        v[F.VM_INSTRUCTION_ERROR] = c.v02[F.VM_INSTRUCTION_ERROR]
+        c.v02[F.VM_INSTRUCTION_ERROR] = 0
     if c.has_msr_lists and v[F.EXIT_MSR_STORE_COUNT]:
         stored = msr_lists.store(vcpu, v[F.EXIT_MSR_STORE_ADDRESS], v[F.EXIT_MSR_STORE_COUNT])
         if not stored:
             _abort(vcpu, c, ABORT_SAVING_MSRS, "an MSR cannot be saved at a VM exit")
-    load_host_state(vcpu, c)
-    if c.shares_nmi_blocking:
-        # Other exits than an NMI's do not change blocking by NMI (SDM 28.5.5).
-        vcpu.v01[F.GUEST_INTERRUPTIBILITY] |= v02[F.GUEST_INTERRUPTIBILITY] & C.BLOCKING_NMI
-    vcpu.reflected = True
 
 
 def _abort(vcpu: Vcpu, c: Vmcs12, number: int, text: str) -> NoReturn:
@@ -110,18 +109,19 @@ def _abort(vcpu: Vcpu, c: Vmcs12, number: int, text: str) -> NoReturn:
 
 def load_host_state(vcpu: Vcpu, c: Vmcs12) -> None:
     """vmcs12's host state becomes L1's state (SDM 28.5)."""
-    v, v01 = c.v, vcpu.v01
     vcpu.switch_to_l1()
-    vcpu.guest01[:] = c.host_image
-    regs = vcpu.regs
-    if c.exit_controls & C.EXIT_LOAD_EFER:
-        regs[S.EFER] = c.host_efer
-    elif c.host_64:
-        regs[S.EFER] |= X.EFER_LMA | X.EFER_LME
-    else:
-        regs[S.EFER] &= ~(X.EFER_LMA | X.EFER_LME)
-    if c.exit_controls & C.EXIT_LOAD_PAT:
-        regs[S.PAT] = c.host_pat
+    c.load_host()
+    _load_more(vcpu, c)
+
+
+def _load_more(vcpu: Vcpu, c: Vmcs12) -> None:
+    """What of host state is seldom there, or seldom another than that of L2."""
+    v, v01, regs = c.v, vcpu.v01, vcpu.regs
+    if not c.exit_controls & C.EXIT_LOAD_EFER:
+        if c.host_64:
+            regs[S.EFER] |= X.EFER_LMA | X.EFER_LME
+        else:
+            regs[S.EFER] &= ~(X.EFER_LMA | X.EFER_LME)
     if not c.uses_vpid:
         vcpu.flush_tlb()  # without VPIDs an exit flushes the host's translations too (SDM 29.4.3.1)
     if not c.host_64 and v01[F.GUEST_CR4] & X.CR4_PAE and not vcpu.load_pdptes(v01, v01[F.GUEST_CR3]):

@@ -37,6 +37,8 @@ WRITTEN_MERGE: Final = (
     | F.WRITTEN_CONTROL_TPR
     | F.WRITTEN_CONTROL_EVENT
 )
+# Guest state that an entry copies whole: that L1 wrote it changes nothing else.
+WRITTEN_GUEST: Final = F.WRITTEN_GUEST_EXECUTION | F.WRITTEN_GUEST_CONTROL | F.WRITTEN_GUEST_SEGMENTS
 WRITTEN_CHECKED: Final = F.WRITTEN_HOST_STATE | F.WRITTEN_CONTROLS
 
 # --- controls: how vmcs01's and vmcs12's meet (paper, "merge rules") ---

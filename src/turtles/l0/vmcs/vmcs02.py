@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turtles.l0 import baseline
 from turtles.l0.ram import PAGE
 from turtles.l0.vmcs import bits as X
-from turtles.l0.vmcs import rules, virtual_apic
+from turtles.l0.vmcs import moves, rules, virtual_apic
 from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 
@@ -30,8 +29,6 @@ def prepare(vcpu: Vcpu, c: Vmcs12) -> None:
     v02[F.HOST_AREA] = v01[F.HOST_AREA]
     v02[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
     v02[F.MSR_BITMAP] = c.bitmap_host_pa
-    if not vcpu.machine.tactics.bulk:
-        baseline.copy_by_field(c)
 
 
 def follow_host_stack(c: Vmcs12) -> bool:
@@ -110,10 +107,18 @@ def _merge_controls(vcpu: Vcpu, c: Vmcs12) -> None:
     c.uses_vpid = bool(secondary02 & C.SECONDARY_VPID)
     if c.uses_vpid:
         v02[F.VPID] = vcpu.vpids.map(v[F.VPID])
-    c.bitmap12 = b""  # forces a new look
-    c.uses_msr_bitmap = bool(primary12 & C.PRIMARY_MSR_BITMAPS)
-    c.bitmap12_host_pa = l1.host_page(v[F.MSR_BITMAP])
+    # What an exit and L1's host state take besides their copies.
+    shadowed = vcpu.shadow is not None
+    c.leaves_more = shadowed or c.has_msr_lists or c.shadows
+    other_mode = c.host_64 != bool(v[F.ENTRY_CONTROLS] & C.ENTRY_IA32E) and not exit12 & C.EXIT_LOAD_EFER
+    c.loads_more = shadowed or c.has_msr_lists or not c.uses_vpid or not c.host_64 or other_mode
     vcpu.machine.mmu.attach(c)
+    c.bitmap12_host_pa = l1.host_page(v[F.MSR_BITMAP])
+    if primary12 & C.PRIMARY_MSR_BITMAPS:
+        merge_msr_bitmap(vcpu, c)
+    else:
+        c.bitmap12 = b""
+        moves.make(vcpu, c)
 
 
 def _merge_time(vcpu: Vcpu, c: Vmcs12) -> None:
@@ -132,10 +137,10 @@ def make_host_image(c: Vmcs12) -> None:
     """vmcs12's host state as a run of guest-state slots, so that an exit to L1 is one copy (SDM 28.5)."""
     v, image = c.v, c.host_image
     c.host_seen, c.host_rip = c.host12.tobytes(), v[F.HOST_RIP]
-    c.host_efer, c.host_pat = v[F.HOST_EFER], v[F.HOST_PAT]
     first = rules.GUEST_FIRST
     for guest, host in rules.HOST_TO_GUEST:
         image[guest - first] = v[host]
+    image[F.GUEST_PAT - first], image[F.GUEST_EFER - first] = v[F.HOST_PAT], v[F.HOST_EFER]
     for guest, value in rules.HOST_FIXED:
         image[guest - first] = value
     for selector, limit, access in rules.HOST_DATA_SEGMENTS:
@@ -149,12 +154,11 @@ def make_host_image(c: Vmcs12) -> None:
 
 
 def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
-    """What either level traps is trapped. L1 may change its page at any time, so each entry looks at it."""
+    """What either level traps is trapped. L1 may change its page at any time, so each entry compares it."""
     host_pa = c.bitmap12_host_pa
     memory = vcpu.machine.memory
-    if c.bitmap12 and (host_pa < 0 or memory.same(host_pa, c.bitmap12)):
-        return
-    bitmap12 = c.bitmap12 = memory.read(host_pa, PAGE) if host_pa >= 0 else _ALL_ONES
+    c.bitmap12 = memory.read(host_pa, PAGE) if host_pa >= 0 else b""
+    bitmap12 = c.bitmap12 or _ALL_ONES
     bitmap01 = vcpu.machine.msr_bitmap01
     virtualized = c.v02[F.SECONDARY_CONTROLS] & (
         C.SECONDARY_X2APIC | C.SECONDARY_APIC_REGISTER | C.SECONDARY_VIRTUAL_INTERRUPT
@@ -164,3 +168,4 @@ def merge_msr_bitmap(vcpu: Vcpu, c: Vmcs12) -> None:
         bitmap01 = vcpu.machine.msr_bitmap01_x2apic(virtualized)
     merged = int.from_bytes(bitmap12, "little") | bitmap01
     memory.write(c.bitmap_host_pa, merged.to_bytes(PAGE, "little"))
+    moves.make(vcpu, c)

@@ -8,6 +8,7 @@ they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from turtles.l0.mmu.ept02 import Ept02
@@ -31,6 +32,13 @@ CLEAR: Final = 0
 LAUNCHED: Final = 1
 
 
+Move = Callable[[], int]
+
+
+def _nothing() -> int:
+    return 0
+
+
 class Vmcs12:
     """A cached vmcs12 and what L0 derived from it."""
 
@@ -41,32 +49,31 @@ class Vmcs12:
         "bitmap_host_pa",
         "cr3",
         "delivers",
+        "enter",
         "ept02",
-        "exit02",
-        "exit12",
+        "event_given",
         "exit_controls",
-        "guest02",
-        "guest12",
         "has_msr_lists",
         "host12",
         "host_64",
-        "host_efer",
         "host_image",
         "host_pa",
-        "host_pat",
         "host_rip",
         "host_seen",
         "kept",
         "l1_pa",
+        "leave",
+        "leaves_more",
         "link_fails",
+        "load_host",
         "loads_debug",
+        "loads_more",
         "pin12",
         "posted_vector",
         "region",
         "shadows",
         "shares_nmi_blocking",
         "uses_ept",
-        "uses_msr_bitmap",
         "uses_timer",
         "uses_vpid",
         "v",
@@ -82,16 +89,20 @@ class Vmcs12:
         self.vmcs02 = Vmcs(memory, pool.allocate())
         self.v02: Slots = self.vmcs02.slots
         self.bitmap_host_pa = pool.allocate()
-        self.guest12, self.guest02 = self.v[rules.GUEST_STATE], self.v02[rules.GUEST_STATE]
         self.host12 = self.v[rules.HOST_BUT_STACK]
-        self.exit12, self.exit02 = self.v[rules.EXIT_INFORMATION], self.v02[rules.EXIT_INFORMATION]
+        # The copies of an entry, of an exit, and of L1's host state: made when controls are merged
+        # (vmcs02.make_copies). What they return is which of their comparisons found a difference.
+        self.enter: Move = _nothing
+        self.leave: Move = _nothing
+        self.load_host: Move = _nothing
+        self.leaves_more = self.loads_more = False  # an exit, or loading host state, takes more than these
+        self.event_given = False  # vmcs02 got an event to inject since the last exit
         # L1's guest state after an exit, ready to be copied into vmcs01 (rules.HOST_TO_GUEST).
         self.host_image = memoryview(bytearray(8 * (rules.GUEST_COPY_END - rules.GUEST_FIRST))).cast("Q")
         self.ept02: Ept02 | None = None
         self.cr3 = 0  # L2's CR3 as L1 set it, where vmcs02 has another (shadow-on-shadow)
-        self.bitmap12 = b""  # L1's MSR bitmap as last merged
+        self.bitmap12 = b""  # L1's MSR bitmap as last merged, if it is RAM
         self.bitmap12_host_pa = -1  # where it lies; -1 outside RAM
-        self.uses_msr_bitmap = False
         self.apic_access_l1_pa = -1
         self.kept: tuple[int, ...] = ()
         # What entry and exit ask of vmcs12's controls, as of the last merge.
@@ -99,8 +110,6 @@ class Vmcs12:
         self.exit_controls = 0
         self.host_seen = b""  # host state up to RSP, and RIP, as last checked
         self.host_rip = 0
-        self.host_efer = 0
-        self.host_pat = 0
         self.link_fails = False
         self.shadows = False
         self.shares_nmi_blocking = True  # with L1: L2 has no virtual NMIs
