@@ -143,6 +143,7 @@ impl PyCore {
             ("native", s.native),
             ("bytes", s.bytes),
             ("evictions", s.evictions),
+            ("resolved", s.resolved),
             ("stale", s.stale),
             ("translating_ns", s.translating_ns),
             ("entries", s.entries),

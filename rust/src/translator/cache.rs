@@ -72,8 +72,37 @@ pub struct Link {
     pub target: u64,
     /// Variant of the fragment that it wants.
     pub variant: u8,
+    /// The next one that waits for that fragment, or `NOBODY`.
+    next: u32,
     /// Flags are in `saved_flags` there.
     pub saved: bool,
+}
+
+/// No link.
+const NOBODY: u32 = !0;
+
+/// What is asked of a fragment at each entry, in one place.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    key: u64,
+    /// As [`Fragment::entry`].
+    pub entry: *const u8,
+    /// As [`Fragment::entry_saved`].
+    pub entry_saved: *const u8,
+    /// The fragment.
+    pub number: u32,
+    /// Its instructions.
+    pub len: u32,
+}
+
+/// Slots of [`Known`].
+const FRONT: usize = 1 << 14;
+/// A key that no fragment has.
+const NO_KEY: u64 = !0;
+const EMPTY: Known = Known { key: NO_KEY, entry: std::ptr::null(), entry_saved: std::ptr::null(), number: 0, len: 0 };
+
+fn in_front(key: u64) -> usize {
+    (key >> 6 ^ key >> 18 ^ key << 9) as usize & (FRONT - 1)
 }
 
 /// What the translator has done.
@@ -87,6 +116,8 @@ pub struct Statistics {
     pub native: u64,
     /// Bytes of host code made.
     pub bytes: u64,
+    /// Branch targets that were not in their table, and were found for it.
+    pub resolved: u64,
     /// Times the whole cache was dropped.
     pub evictions: u64,
     /// Fragments that went stale because their code was written.
@@ -108,6 +139,10 @@ pub struct Translator {
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
     by_key: HashMap<u64, u32, AddressHash>,
+    /// Fresh fragments found last, by their key.
+    front: Box<[Known]>,
+    /// The first of the links that wait for a fragment, by its key.
+    waiting: HashMap<u64, u32, AddressHash>,
     pub(super) by_page: HashMap<u64, Vec<u32>, AddressHash>,
     /// Helper calls, by number.
     pub sites: Vec<Site>,
@@ -153,6 +188,8 @@ impl Translator {
             glue,
             fragments: Vec::new(),
             by_key: HashMap::default(),
+            front: vec![EMPTY; FRONT].into_boxed_slice(),
+            waiting: HashMap::default(),
             by_page: HashMap::default(),
             sites: Vec::new(),
             links: Vec::new(),
@@ -182,27 +219,46 @@ impl Translator {
     /// The fragment at `host_pa` in one page, fresh.
     #[inline]
     #[must_use]
-    pub fn find(&self, host_pa: u64, variant: u8) -> Option<u32> {
-        let number = *self.by_key.get(&key(host_pa, false, variant))?;
-        (!self.fragments[number as usize].stale).then_some(number)
+    pub fn find(&mut self, host_pa: u64, variant: u8) -> Option<Known> {
+        let key = key(host_pa, false, variant);
+        let known = self.front[in_front(key)];
+        if known.key == key { Some(known) } else { self.find_slow(key) }
+    }
+
+    #[cold]
+    fn find_slow(&mut self, key: u64) -> Option<Known> {
+        let number = *self.by_key.get(&key)?;
+        let fresh = !self.fragments[number as usize].stale;
+        fresh.then(|| {
+            let known = self.known(number, key);
+            self.front[in_front(key)] = known;
+            known
+        })
+    }
+
+    fn known(&self, number: u32, key: u64) -> Known {
+        let f = &self.fragments[number as usize];
+        Known { key, entry: f.entry, entry_saved: f.entry_saved, number, len: f.insns.len() as u32 }
     }
 
     /// The fragment of a block that is fresh.
     #[inline]
     #[must_use]
-    pub fn find_block(&self, block: &Block, variant: u8) -> Option<u32> {
+    pub fn find_block(&mut self, block: &Block, variant: u8) -> Option<Known> {
         if block.second_pa == ONE_PAGE {
             return self.find(block.host_pa, variant);
         }
         let number = *self.by_key.get(&key(block.host_pa, true, variant))?;
         let fragment = &self.fragments[number as usize];
-        (!fragment.stale && fragment.second_pa == block.second_pa).then_some(number)
+        (!fragment.stale && fragment.second_pa == block.second_pa).then(|| self.known(number, NO_KEY))
     }
 
     /// Drops everything.
     pub fn clear(&mut self, hot: &mut Hot) {
         self.fragments.clear();
         self.by_key.clear();
+        self.front.fill(EMPTY);
+        self.waiting.clear();
         self.by_page.clear();
         self.sites.clear();
         self.links.clear();
@@ -217,7 +273,7 @@ impl Translator {
     }
 
     /// Translates a block that is fresh. `None`: it is not to be had now.
-    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<u32> {
+    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
         let host_pa = block.host_pa;
         let crossing = block.second_pa != ONE_PAGE;
         let mut old = None;
@@ -226,7 +282,7 @@ impl Translator {
             if f.second_pa == block.second_pa {
                 if f.insns.bytes() == block.insns.bytes() {
                     self.revive(number);
-                    return Some(number);
+                    return Some(self.known(number, NO_KEY));
                 }
                 self.page_written(host_pa / 4096);
                 old = Some(number);
@@ -238,11 +294,12 @@ impl Translator {
             old = None;
         }
         let next = follower(block, memory);
+        let first_link = self.links.len() as u32;
         let context = Context {
             glue_base: self.glue_base as u64,
             glue: self.glue,
             first_site: self.sites.len() as u32,
-            first_link: self.links.len() as u32,
+            first_link,
             variant,
             next: next.as_deref(),
             exact_flags: self.exact_flags,
@@ -271,7 +328,7 @@ impl Translator {
         for link in &draft.links {
             let target = host_pa & !4095 | u64::from(link.target);
             let variant = variant & !PLAIN | if link.plain { PLAIN } else { 0 };
-            self.links.push(Link { at: address(link.at), target, variant, saved: link.saved });
+            self.links.push(Link { at: address(link.at), target, variant, saved: link.saved, next: NOBODY });
         }
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),
@@ -286,7 +343,8 @@ impl Translator {
             stale: false,
             kept: [[0; PATCH]; 2],
         });
-        self.by_key.insert(key(host_pa, crossing, variant), number);
+        let key = key(host_pa, crossing, variant);
+        self.by_key.insert(key, number);
         self.by_page.entry(host_pa / 4096).or_default().push(number);
         if crossing {
             self.by_page.entry(block.second_pa / 4096).or_default().push(number);
@@ -299,8 +357,40 @@ impl Translator {
         if let Some(old) = old {
             self.redirect(old, number);
         }
+        let known = self.known(number, key);
+        if !crossing {
+            self.front[in_front(key)] = known;
+            self.link_waiting(key, number);
+        }
+        for link in first_link..self.links.len() as u32 {
+            self.link_or_wait(link, key);
+        }
         self.statistics.translating_ns += begin.elapsed().as_nanos() as u64;
-        Some(number)
+        Some(known)
+    }
+
+    /// Links a new branch, or lets it wait for its target; `own` is the key of the fragment that it is in.
+    fn link_or_wait(&mut self, number: u32, own: u64) {
+        let link = self.links[number as usize];
+        if link.variant & PLAIN != 0 && key(link.target, false, link.variant) == own {
+            return; // out of a stale fragment, to what will take its place
+        }
+        match self.find(link.target, link.variant) {
+            Some(to) => self.link(link, to.number),
+            None => {
+                let first = self.waiting.entry(key(link.target, false, link.variant)).or_insert(NOBODY);
+                self.links[number as usize].next = std::mem::replace(first, number);
+            }
+        }
+    }
+
+    /// Links those that waited for a fragment.
+    fn link_waiting(&mut self, key: u64, to: u32) {
+        let mut next = self.waiting.remove(&key).unwrap_or(NOBODY);
+        while let Some(&link) = self.links.get(next as usize) {
+            self.link(link, to);
+            next = link.next;
+        }
     }
 
     /// Lets a direct branch go straight to a fragment.
@@ -321,6 +411,10 @@ impl Translator {
             }
             f.stale = true;
             self.statistics.stale += 1;
+            let slot = &mut self.front[in_front(key(f.host_pa, false, f.variant))];
+            if slot.number == number {
+                *slot = EMPTY;
+            }
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
                 f.kept[n] = self.code.read(entry, PATCH).try_into().unwrap_or_default();
             }

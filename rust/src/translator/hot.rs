@@ -9,7 +9,7 @@ use crate::mmu::{Lost, Mmu, Stamps, TlbEntry, WORLDS};
 use crate::state::flag;
 
 /// Entries of the table of branch targets.
-pub const TARGETS: usize = 65536;
+pub const TARGETS: usize = 131072;
 
 /// Groups of accesses whose host pointers can be kept at once.
 pub const POINTERS: usize = 4;

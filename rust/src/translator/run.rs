@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use iced_x86::Mnemonic;
 
-use super::cache::{DEFAULT_BYTES, Translator};
+use super::cache::{DEFAULT_BYTES, Known, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
 use super::variant;
@@ -131,15 +131,15 @@ impl Cpu {
         let hot: *mut Hot = self.state.hot();
         let translator = self.translator.as_mut()?;
         translator.plain = false;
-        let number = match translator.find_block(block, variant) {
-            Some(number) => number,
+        let known = match translator.find_block(block, variant) {
+            Some(known) => known,
             // SAFETY: `hot` lies before the state, which is not touched meanwhile.
             None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
         if block.second_pa != ONE_PAGE {
             self.note_code((linear | 0xfff).wrapping_add(1));
         }
-        self.enter_fragment(number, variant, linear)
+        self.enter_fragment(known, variant, linear)
     }
 
     /// The variant bit for code that did not find its stack in one page.
@@ -157,13 +157,12 @@ impl Cpu {
         self.drop_written_code();
         let variant = self.variant() | self.plain_variant();
         let translator = self.translator.as_mut()?;
-        let number = translator.find(host_pa, variant)?;
+        let known = translator.find(host_pa, variant)?;
         translator.plain = false;
-        let len = translator.fragments[number as usize].insns.len() as u64;
-        if self.budget() < len {
+        if self.budget() < u64::from(known.len) {
             return None;
         }
-        self.enter_fragment(number, variant, linear)
+        self.enter_fragment(known, variant, linear)
     }
 
     /// The fragment at `linear`, which is remembered as a branch target, at its entry for saved flags.
@@ -173,12 +172,12 @@ impl Cpu {
         }
         let variant = self.variant();
         let host_pa = self.fetch_known(linear)?;
-        let translator = self.translator.as_ref()?;
+        let translator = self.translator.as_mut()?;
         if self.memory.code_log().position() != translator.seen {
             return None;
         }
-        let number = translator.find(host_pa, variant)?;
-        let code = translator.fragments[number as usize].entry_saved;
+        let code = translator.find(host_pa, variant)?.entry_saved;
+        translator.statistics.resolved += 1;
         self.note_code(linear);
         self.set_epochs(variant);
         let hot = self.state.hot();
@@ -187,20 +186,18 @@ impl Cpu {
         Some(code)
     }
 
-    fn enter_fragment(&mut self, number: u32, variant: u8, linear: u64) -> Option<Exec> {
+    fn enter_fragment(&mut self, known: Known, variant: u8, linear: u64) -> Option<Exec> {
         let translator = self.translator.as_mut()?;
         translator.statistics.entries += 1;
-        let fragment = &translator.fragments[number as usize];
-        let (entry, entry_saved) = (fragment.entry, fragment.entry_saved);
         let enter = translator.shared(translator.glue.enter);
         let budget = self.budget() as i64;
         self.note_code(linear);
         self.set_space(linear, variant);
         let cpu = &raw mut *self;
         let hot = self.state.hot();
-        (hot.budget, hot.resume, hot.cpu) = (budget, entry, cpu);
+        (hot.budget, hot.resume, hot.cpu) = (budget, known.entry, cpu);
         if variant & variant::PLAIN == 0 {
-            hot.set_target(linear, entry_saved);
+            hot.set_target(linear, known.entry_saved);
         }
         // SAFETY: the shared code follows this ABI; it and the fragments stay where they are until `make`.
         let leave = unsafe {
@@ -237,7 +234,7 @@ impl Cpu {
             self.state.rip = rip_page | link.target & 0xfff;
             translator.plain = link.variant & variant::PLAIN != 0;
             if let Some(to) = translator.find(link.target, link.variant) {
-                translator.link(link, to);
+                translator.link(link, to.number);
             }
         }
         Ok(())
