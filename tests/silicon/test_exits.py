@@ -556,7 +556,7 @@ def test_shadowed_failures() -> None:
     machine.state[slots.RBX] = 0x2044
     assert machine.run() == ExitReason.CPUID
     assert machine.slots[f.GUEST_RFLAGS] & 0x8D5 == 1 << 6
-    assert shadow[f.VM_INSTRUCTION_ERROR] == 12
+    assert (machine.slots[f.VM_INSTRUCTION_ERROR], shadow[f.VM_INSTRUCTION_ERROR]) == (12, 0)
     machine, _ = shadowed("0f 78 d9")
     machine.slots[f.GUEST_VMCS_LINK_POINTER] = 2**64 - 1
     assert machine.run() == ExitReason.CPUID
