@@ -11,6 +11,8 @@ use crate::translator::hot::Hot;
 
 /// Stack for helpers, which may call into Python (a bus upcall).
 const STACK: usize = 8 << 20;
+/// The block begins at a multiple of this, so that the host may back it, which is read all over, by large pages.
+const HUGE: usize = 2 << 20;
 
 /// The state with its surroundings.
 #[repr(C, align(64))]
@@ -36,7 +38,8 @@ impl StateBlock {
     /// When the host has no memory for it.
     #[must_use]
     pub fn new(state: State) -> Self {
-        let len = STACK + size_of::<Block>().next_multiple_of(4096);
+        let size = size_of::<Block>().next_multiple_of(HUGE);
+        let len = STACK + size + HUGE;
         // SAFETY: a fresh private mapping; the lowest page becomes a guard.
         let mapping = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -45,9 +48,11 @@ impl StateBlock {
             libc::mprotect(p, 4096, libc::PROT_NONE);
             p.cast::<u8>()
         };
-        // SAFETY: the block lies in the mapping and is aligned (STACK and the mapping are page-aligned); zero
-        // is a valid `Hot`.
-        let block = unsafe { mapping.add(STACK).cast::<Block>() };
+        let before = STACK + (mapping as usize).wrapping_neg() % HUGE;
+        // SAFETY: the block lies in the mapping and is aligned, STACK being a multiple of HUGE; zero is a valid `Hot`.
+        let block = unsafe { mapping.add(before).cast::<Block>() };
+        // SAFETY: the range lies in the mapping. Where the host knows no large pages, small ones serve.
+        unsafe { libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE) };
         // SAFETY: as above.
         unsafe { (*block).state = state };
         Self { mapping, block, len }
