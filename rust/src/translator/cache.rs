@@ -89,9 +89,7 @@ pub struct Known {
     pub entry: *const u8,
     /// As [`Fragment::entry_saved`].
     pub entry_saved: *const u8,
-    /// The fragment.
-    pub number: u32,
-    /// Its instructions.
+    /// Instructions.
     pub len: u32,
 }
 
@@ -99,7 +97,7 @@ pub struct Known {
 const FRONT: usize = 1 << 14;
 /// A key that no fragment has.
 const NO_KEY: u64 = !0;
-const EMPTY: Known = Known { key: NO_KEY, entry: std::ptr::null(), entry_saved: std::ptr::null(), number: 0, len: 0 };
+const EMPTY: Known = Known { key: NO_KEY, entry: std::ptr::null(), entry_saved: std::ptr::null(), len: 0 };
 
 fn in_front(key: u64) -> usize {
     (key >> 6 ^ key >> 18 ^ key << 9) as usize & (FRONT - 1)
@@ -238,7 +236,7 @@ impl Translator {
 
     fn known(&self, number: u32, key: u64) -> Known {
         let f = &self.fragments[number as usize];
-        Known { key, entry: f.entry, entry_saved: f.entry_saved, number, len: f.insns.len() as u32 }
+        Known { key, entry: f.entry, entry_saved: f.entry_saved, len: f.insns.len() as u32 }
     }
 
     /// The fragment of a block that is fresh.
@@ -360,7 +358,7 @@ impl Translator {
         let known = self.known(number, key);
         if !crossing {
             self.front[in_front(key)] = known;
-            self.link_waiting(key, number);
+            self.link_waiting(known);
         }
         for link in first_link..self.links.len() as u32 {
             self.link_or_wait(link, key);
@@ -372,21 +370,22 @@ impl Translator {
     /// Links a new branch, or lets it wait for its target; `own` is the key of the fragment that it is in.
     fn link_or_wait(&mut self, number: u32, own: u64) {
         let link = self.links[number as usize];
-        if link.variant & PLAIN != 0 && key(link.target, false, link.variant) == own {
+        let wanted = key(link.target, false, link.variant);
+        if link.variant & PLAIN != 0 && wanted == own {
             return; // out of a stale fragment, to what will take its place
         }
         match self.find(link.target, link.variant) {
-            Some(to) => self.link(link, to.number),
+            Some(to) => self.link(link, to),
             None => {
-                let first = self.waiting.entry(key(link.target, false, link.variant)).or_insert(NOBODY);
+                let first = self.waiting.entry(wanted).or_insert(NOBODY);
                 self.links[number as usize].next = std::mem::replace(first, number);
             }
         }
     }
 
     /// Links those that waited for a fragment.
-    fn link_waiting(&mut self, key: u64, to: u32) {
-        let mut next = self.waiting.remove(&key).unwrap_or(NOBODY);
+    fn link_waiting(&mut self, to: Known) {
+        let mut next = self.waiting.remove(&to.key).unwrap_or(NOBODY);
         while let Some(&link) = self.links.get(next as usize) {
             self.link(link, to);
             next = link.next;
@@ -394,8 +393,7 @@ impl Translator {
     }
 
     /// Lets a direct branch go straight to a fragment.
-    pub fn link(&mut self, link: Link, to: u32) {
-        let to = &self.fragments[to as usize];
+    pub fn link(&mut self, link: Link, to: Known) {
         let entry = if link.saved { to.entry_saved } else { to.entry };
         let relative = (entry as i64 - (link.at as i64 + 4)) as i32;
         self.code.overwrite(link.at, &relative.to_le_bytes());
@@ -412,7 +410,7 @@ impl Translator {
             f.stale = true;
             self.statistics.stale += 1;
             let slot = &mut self.front[in_front(key(f.host_pa, false, f.variant))];
-            if slot.number == number {
+            if slot.entry == f.entry {
                 *slot = EMPTY;
             }
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {

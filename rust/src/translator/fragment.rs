@@ -435,8 +435,13 @@ impl Builder<'_> {
 
     /// Control goes to the address in S0.
     fn look_up(&mut self) {
+        self.jump_out(self.lookup());
+    }
+
+    /// The lookup of a target for flags where they are.
+    fn lookup(&self) -> usize {
         let glue = &self.context.glue;
-        self.jump_out(if self.flags.saved { glue.lookup_saved } else { glue.lookup });
+        if self.flags.saved { glue.lookup_saved } else { glue.lookup }
     }
 
     /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
@@ -449,8 +454,7 @@ impl Builder<'_> {
             self.c.load(reg::S0, hot!(rip_page));
             self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
             let out = self.c.jmp_later();
-            let glue = &self.context.glue;
-            self.cold_outside(out, if self.flags.saved { glue.lookup_saved } else { glue.lookup });
+            self.cold_outside(out, self.lookup());
         }
     }
 

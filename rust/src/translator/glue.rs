@@ -98,35 +98,43 @@ pub struct Glue {
     pub probes: super::probe::Probes,
 }
 
+/// Flags of the host to `hot.saved_flags`, by RAX.
+fn put_flags(a: &mut Asm) {
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    a.store(reg::RAX, hot!(saved_flags));
+}
+
+/// The reverse of [`put_flags`].
+fn take_flags(a: &mut Asm) {
+    a.load(reg::RAX, hot!(saved_flags));
+    a.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127 (makes OF); sahf
+}
+
 /// Flags of the host to `hot.saved_flags`; no register changes.
 pub fn save_flags(a: &mut Asm) {
     a.store(reg::RAX, hot!(saved_rax));
-    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-    a.store(reg::RAX, hot!(saved_flags));
+    put_flags(a);
     a.load(reg::RAX, hot!(saved_rax));
 }
 
 /// The reverse of [`save_flags`].
 pub fn restore_flags(a: &mut Asm) {
     a.store(reg::RAX, hot!(saved_rax));
-    a.load(reg::RAX, hot!(saved_flags));
-    a.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127 (makes OF); sahf
+    take_flags(a);
     a.load(reg::RAX, hot!(saved_rax));
 }
 
-/// Flags of the host to `hot.saved_flags`; clobbers S1.
+/// As [`save_flags`], shorter; clobbers S1.
 pub fn flags_aside(a: &mut Asm) {
     a.mov(reg::S1, reg::RAX);
-    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-    a.store(reg::RAX, hot!(saved_flags));
+    put_flags(a);
     a.mov(reg::RAX, reg::S1);
 }
 
 /// The reverse of [`flags_aside`]; clobbers S1.
 pub fn flags_back(a: &mut Asm) {
     a.mov(reg::S1, reg::RAX);
-    a.load(reg::RAX, hot!(saved_flags));
-    a.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127 (makes OF); sahf
+    take_flags(a);
     a.mov(reg::RAX, reg::S1);
 }
 

@@ -302,6 +302,13 @@ impl Hot {
         self.saved_flags = (rflags & 0xd5) << 8 | rflags >> 11 & 1;
     }
 
+    /// The arithmetic flags in `saved_flags`, as RFLAGS has them.
+    #[inline]
+    #[must_use]
+    pub fn saved_status(&self) -> u64 {
+        self.saved_flags >> 8 & 0xd5 | (self.saved_flags & 1) << 11
+    }
+
     /// Sets what never changes.
     pub fn initialise(&mut self) {
         self.spread = SPREAD;

@@ -211,7 +211,7 @@ impl Cpu {
         self.take_view();
         let stop_at = self.stop_at;
         let hot = self.state.hot();
-        let (budget, host, saved) = (hot.budget, hot.host_flags, hot.saved_flags);
+        let (budget, host, saved) = (hot.budget, hot.host_flags, hot.saved_status());
         let (target, rip_page) = (hot.target, hot.rip_page);
         if leave == Leave::Helper {
             if let Some(panic) = self.outcome.panic.take() {
@@ -224,7 +224,7 @@ impl Cpu {
                 Some((stop, insn)) => self.stopped(stop, Some(unsafe { &*insn })),
             };
         }
-        let flags = if leave == Leave::Saved { saved >> 8 & 0xd5 | (saved & 1) << 11 } else { host };
+        let flags = if leave == Leave::Saved { saved } else { host };
         self.state.rflags = self.state.rflags & !flag::STATUS | flags & flag::STATUS;
         self.state.retired = stop_at.wrapping_sub(budget as u64);
         if leave == Leave::Link
@@ -234,7 +234,7 @@ impl Cpu {
             self.state.rip = rip_page | link.target & 0xfff;
             translator.plain = link.variant & variant::PLAIN != 0;
             if let Some(to) = translator.find(link.target, link.variant) {
-                translator.link(link, to.number);
+                translator.link(link, to);
             }
         }
         Ok(())
