@@ -3,16 +3,14 @@
 //! Translated code keeps the address of the hot data in the host's stack pointer; helpers that it calls then
 //! run on the stack below. Everybody else sees a [`State`] through `Deref`.
 
-use std::io;
 use std::ops::{Deref, DerefMut};
 
+use crate::memory::{HUGE, Mapping, PAGE};
 use crate::state::State;
 use crate::translator::hot::Hot;
 
 /// Stack for helpers, which may call into Python (a bus upcall).
 const STACK: usize = 8 << 20;
-/// The block begins at a multiple of this, so that the host may back it, which is read all over, by large pages.
-const HUGE: usize = 2 << 20;
 
 /// The state with its surroundings.
 #[repr(C, align(64))]
@@ -23,13 +21,15 @@ struct Block {
 
 /// Owner of one [`State`] at a fixed address.
 pub struct StateBlock {
-    mapping: *mut u8,
     block: *mut Block,
-    len: usize,
+    _mapping: Mapping,
 }
 
-// SAFETY: the mapping belongs to this value alone.
+// SAFETY: the block lies in the mapping, which belongs to this value alone.
 unsafe impl Send for StateBlock {}
+
+// The block is read all over, and begins where a huge page may.
+const _: () = assert!(STACK % HUGE == 0);
 
 impl StateBlock {
     /// A block that holds `state`.
@@ -39,23 +39,17 @@ impl StateBlock {
     #[must_use]
     pub fn new(state: State) -> Self {
         let size = size_of::<Block>().next_multiple_of(HUGE);
-        let len = STACK + size + HUGE;
-        // SAFETY: a fresh private mapping; the lowest page becomes a guard.
-        let mapping = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let p = libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-            assert!(p != libc::MAP_FAILED, "no memory for a processor: {}", io::Error::last_os_error());
-            libc::mprotect(p, 4096, libc::PROT_NONE);
-            p.cast::<u8>()
-        };
-        let before = STACK + (mapping as usize).wrapping_neg() % HUGE;
-        // SAFETY: the block lies in the mapping and is aligned, STACK being a multiple of HUGE; zero is a valid `Hot`.
-        let block = unsafe { mapping.add(before).cast::<Block>() };
-        // SAFETY: the range lies in the mapping. Where the host knows no large pages, small ones serve.
-        unsafe { libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE) };
+        let mapping = Mapping::new(STACK + size).unwrap_or_else(|e| panic!("no memory for a processor: {e}"));
+        // SAFETY: the stack lies in the mapping; little of it is used, and its lowest page becomes a guard.
+        unsafe {
+            libc::madvise(mapping.base.cast(), STACK, libc::MADV_NOHUGEPAGE);
+            libc::mprotect(mapping.base.cast(), PAGE as usize, libc::PROT_NONE);
+        }
+        // SAFETY: the block lies in the mapping and is aligned; zero is a valid `Hot`.
+        let block = unsafe { mapping.base.add(STACK).cast::<Block>() };
         // SAFETY: as above.
         unsafe { (*block).state = state };
-        Self { mapping, block, len }
+        Self { block, _mapping: mapping }
     }
 
     /// The translator's data.
@@ -88,13 +82,6 @@ impl DerefMut for StateBlock {
     fn deref_mut(&mut self) -> &mut State {
         // SAFETY: as above.
         unsafe { &mut (*self.block).state }
-    }
-}
-
-impl Drop for StateBlock {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length.
-        unsafe { libc::munmap(self.mapping.cast(), self.len) };
     }
 }
 

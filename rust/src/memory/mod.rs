@@ -6,6 +6,7 @@
 
 mod bus;
 mod code_log;
+mod mapping;
 mod pages;
 mod raw;
 
@@ -13,6 +14,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use bus::{Bus, BusRegion};
+pub(crate) use mapping::{HUGE, Mapping};
 pub use pages::page_flag;
 pub use raw::Int;
 
@@ -21,63 +23,6 @@ use pages::Pages;
 
 /// Size of a page.
 pub const PAGE: u64 = 4096;
-
-/// Size of the host's huge pages, to which large mappings are aligned: a huge page of the host is then one region of
-/// 2 MiB of the guest, which guests fill as a whole more often.
-const HUGE: usize = 2 << 20;
-
-/// An anonymous private mapping, zero at first.
-struct Mapping {
-    base: *mut u8,
-    len: usize,
-}
-
-// SAFETY: the mapping is plain memory; all accesses go through single instructions of `raw`.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(len: usize) -> io::Result<Self> {
-        let len = len.max(PAGE as usize);
-        let room = if len < HUGE { 0 } else { HUGE };
-        // SAFETY: a fresh anonymous mapping aliases nothing.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len + room,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let before = if room == 0 { 0 } else { base.align_offset(HUGE) };
-        // SAFETY: our own mapping, from which what lies before and behind the aligned part is given back. Huge pages
-        // are a wish: failure changes nothing but speed.
-        unsafe {
-            let aligned = base.add(before);
-            if before != 0 {
-                libc::munmap(base, before);
-            }
-            if room - before != 0 {
-                libc::munmap(aligned.add(len.next_multiple_of(PAGE as usize)), room - before);
-            }
-            libc::madvise(aligned, len, libc::MADV_HUGEPAGE);
-            Ok(Self { base: aligned.cast(), len })
-        }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; whoever hands out pointers keeps the `Memory` alive.
-        unsafe { libc::munmap(self.base.cast(), self.len) };
-    }
-}
 
 /// Memory of the machine.
 pub struct Memory {
