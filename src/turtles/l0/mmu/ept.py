@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from turtles.l0.mmu import paging
+
 READ: Final = 1
 WRITE: Final = 2
 EXECUTE: Final = 4
@@ -22,8 +24,8 @@ ENTRIES: Final = 512
 TOP: Final = 4  # level of the PML4 table; 3 PDPT, 2 PD, 1 PT
 
 # By level: position of the index in an address, and bytes that one entry maps.
-SHIFT: Final = (0, 12, 21, 30, 39)
-SIZE: Final = (0, 1 << 12, 1 << 21, 1 << 30, 1 << 39)
+SHIFT: Final = paging.SHIFT
+SIZE: Final = paging.SIZE
 
 EPTP_WALK_4: Final = 3 << 3
 EPTP_ACCESSED_DIRTY: Final = 1 << 6

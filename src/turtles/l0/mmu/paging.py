@@ -18,6 +18,9 @@ USER: Final = 4
 ACCESSED: Final = 1 << 5
 DIRTY: Final = 1 << 6
 LARGE: Final = 1 << 7
+# By level, for EPT too: position of the index in an address, and bytes that one entry maps.
+SHIFT: Final = (0, 12, 21, 30, 39)
+SIZE: Final = (0, 1 << 12, 1 << 21, 1 << 30, 1 << 39)
 NO_EXECUTE: Final = 1 << 63
 ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 

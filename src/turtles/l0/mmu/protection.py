@@ -15,7 +15,6 @@ from turtles.l0.mmu import paging as P
 if TYPE_CHECKING:
     from turtles.l0.mmu.mirror import Table
 
-LARGE_SIZE: Final = (0, 1 << 12, 1 << 21, 1 << 30)
 MOST_STORES: Final = 4
 """A table that gets more stores than this while it is tracked costs more exits than comparing it would."""
 
@@ -91,7 +90,7 @@ class Protection:
             place.entries[index] &= ~P.WRITABLE
             place.family.reduced()
         for level in (2, 3):
-            large = page & -LARGE_SIZE[level]
+            large = page & -P.SIZE[level]
             self._within[level][large] = self._within[level].get(large, 0) + 1
             for place, index in self._places.pop(large | level, ()):
                 place.entries[index] = 0  # filled again by what is used, with smaller pages
@@ -105,7 +104,7 @@ class Protection:
             table.still = 0
         if self._stores.pop(page, None) is not None:
             for level in (2, 3):
-                large = page & -LARGE_SIZE[level]
+                large = page & -P.SIZE[level]
                 within = self._within[level]
                 within[large] -= 1
                 if not within[large]:

@@ -23,8 +23,6 @@ from turtles.l0.ram import PAGE, L1Memory
 from turtles.l0.vmcs import bits as X
 
 _PRIVATE: Final = -1  # l1_pa of a table that mirrors no table: part of a large page, or of the identity
-_SHIFT: Final = (0, 12, 21, 30, 39)
-_SIZE: Final = (0, 1 << 12, 1 << 21, 1 << 30, 1 << 39)
 _USED: Final = P.PRESENT | P.ACCESSED
 _RIGHTS: Final = P.WRITABLE | P.USER | P.NO_EXECUTE
 _SET: Final = P.PRESENT | P.ACCESSED | P.DIRTY  # nobody looks at the mirror's own flags
@@ -102,7 +100,7 @@ class ShadowTables:
         flushed = self._settle(root)
         table = root
         while table.level > 1:
-            child = table.children.get(linear >> _SHIFT[table.level] & 511)
+            child = table.children.get(linear >> P.SHIFT[table.level] & 511)
             if child is None:
                 return flushed
             table = child
@@ -135,16 +133,16 @@ class ShadowTables:
         table, changed = self._descend(root, linear, found, r, level, dirty)
         while table.level > 1 and not self._whole(physical, table.level):
             # The page is not one piece of host memory: a table of its own for it.
-            index = linear >> _SHIFT[table.level] & 511
+            index = linear >> P.SHIFT[table.level] & 511
             child = self._private_child(table, index)
             if self._protection is not None and not child.still:
                 child.still = 1
-                self._populate(child, physical & -_SIZE[table.level])
+                self._populate(child, physical & -P.SIZE[table.level])
             changed |= self._put(table, index, child.host_pa | self._bits(entry, dirty))
             entry, dirty = _EVERYTHING, True
             table = child
-        size = _SIZE[table.level]
-        index = linear >> _SHIFT[table.level] & 511
+        size = P.SIZE[table.level]
+        index = linear >> P.SHIFT[table.level] & 511
         if table.level > 1:
             self._unlink(table, index)
         leaf = self._l1.host_pa(physical & -size) | self._bits(entry, dirty)
@@ -160,7 +158,7 @@ class ShadowTables:
         level, entry = self._leaf_of(found, physical)
         table, _ = self._descend(root, linear, found, r, level, True)
         while table.level > 1:
-            index = linear >> _SHIFT[table.level] & 511
+            index = linear >> P.SHIFT[table.level] & 511
             child = self._private_child(table, index)
             self._put(table, index, child.host_pa | self._bits(entry, True))
             entry = _EVERYTHING
@@ -186,7 +184,7 @@ class ShadowTables:
 
     def _whole(self, physical: int, level: int) -> bool:
         """Whether the mirror can map the page round `physical` as one."""
-        size = _SIZE[level]
+        size = P.SIZE[level]
         host_pa = self._l1.contiguous(physical & -size, size)
         return host_pa >= 0 and not host_pa & (size - 1) and not self._splits(host_pa, level)
 
@@ -196,7 +194,7 @@ class ShadowTables:
     def _populate(self, child: Table, l1_pa: int) -> None:
         """Maps all of a large page by smaller ones at once, where only a tracked page splits it."""
         level = child.level
-        size = _SIZE[level]
+        size = P.SIZE[level]
         host_pa = self._l1.contiguous(l1_pa, size * 512)
         if self._protection is None or host_pa < 0 or host_pa & (size - 1):
             return
@@ -214,7 +212,7 @@ class ShadowTables:
         steps = {step.level: step.entry for step in found.steps} if found is not None else {}
         table, changed = root, False
         for level in range(root.level, stop - 1, -1):
-            index = linear >> _SHIFT[level] & 511
+            index = linear >> P.SHIFT[level] & 511
             entry = steps.get(level, _EVERYTHING)
             if level == stop:
                 if table.source >= 0 and found is not None:
@@ -402,7 +400,7 @@ class ShadowTables:
             return 0
         if not role.pae and level == 2:
             return 0
-        size = _SIZE[level]
+        size = P.SIZE[level]
         host_pa = self._l1.contiguous(entry & P.ADDRESS & -size, size)
         if host_pa < 0 or host_pa & (size - 1) or self._splits(host_pa, level):
             return 0

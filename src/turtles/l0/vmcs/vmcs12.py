@@ -91,7 +91,7 @@ class Vmcs12:
         self.bitmap_host_pa = pool.allocate()
         self.host12 = self.v[rules.HOST_BUT_STACK]
         # The copies of an entry, of an exit, and of L1's host state: made when controls are merged
-        # (vmcs02.make_copies). What they return is which of their comparisons found a difference.
+        # (moves.make). What they return is which of their comparisons found a difference.
         self.enter: Move = _nothing
         self.leave: Move = _nothing
         self.load_host: Move = _nothing

@@ -162,9 +162,15 @@ def full(sizes: Sizes = FULL) -> list[Configuration]:
         if name not in OF_SHADOWS
     ]
     shadows = [
-        make(f"{mode} no-{name}", (2,), build=False, served=False, tactics=f"no-{name}", mmu=mode)
+        make(
+            f"shadow-on-shadow no-{name}",
+            (2,),
+            build=False,
+            served=False,
+            tactics=f"no-{name}",
+            mmu="shadow-on-shadow",
+        )
         for name in OF_SHADOWS
-        for mode in ("shadow-on-shadow",)
     ]
     return [
         make(NATIVE, (0,), expected_s=6),
