@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from turtles.guests.images import RECIPES, ImageSet, obtain
+from turtles.guests.packages import NoMirror
 from turtles.l0.outcome import Outcome
 from turtles.tools.machine import Rig
 from turtles.tools.options import RunOptions
@@ -36,6 +40,14 @@ def boot(options: RunOptions, clock: str) -> Boot:
     result = rig.run()
     exits = Counter({(r.level, r.reason, r.handled_by): r.count for r in rig.vcpu.stats.rows()})
     return Boot(result.outcome, bytes(serial), exits, rig.core.digest(), result.retired)
+
+
+def image_set(name: str) -> ImageSet:
+    """Built images; without packages to build them from the test is skipped."""
+    try:
+        return obtain(RECIPES[name], lambda what, share: None)
+    except NoMirror as e:
+        pytest.skip(f"no packages: {e}")
 
 
 @contextlib.contextmanager

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.boots.machine import boot, kept
-from turtles.guests.images import RECIPES, ImageSet, obtain
-from turtles.guests.packages import NoMirror
+from tests.boots.machine import boot, image_set, kept
+from turtles.guests.images import ImageSet
 from turtles.l0.outcome import Ending
 from turtles.tools.measure import MEMORY, Settings
 from turtles.tools.options import Drive, RunOptions
@@ -19,10 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    try:
-        return obtain(RECIPES["bench"], lambda what, share: None)
-    except NoMirror as e:
-        pytest.skip(f"no packages: {e}")
+    return image_set("bench")
 
 
 def tower(images: ImageSet, rows: tuple[str, ...], more: str = "") -> RunOptions:

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.boots.machine import boot, kept
-from turtles.guests.images import RECIPES, ImageSet, obtain
-from turtles.guests.packages import NoMirror
+from tests.boots.machine import boot, image_set, kept
+from turtles.guests.images import ImageSet
 from turtles.l0.outcome import Ending
 from turtles.tools.demo import tower_options
 from turtles.tools.lockstep import NoEngine, lockstep, sides_for
@@ -26,10 +25,7 @@ COMPLAINTS = (
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    try:
-        return obtain(RECIPES["tower"], lambda what, share: None)
-    except NoMirror as e:
-        pytest.skip(f"no packages: {e}")
+    return image_set("tower")
 
 
 def test_l1_boots_to_init_and_virtual_time_repeats(images: ImageSet) -> None:

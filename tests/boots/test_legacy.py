@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.boots.machine import boot, kept
+from tests.boots.machine import boot, image_set, kept
 from turtles.guests.cpio import Archive
-from turtles.guests.images import RECIPES, obtain
-from turtles.guests.packages import NoMirror
 from turtles.l0.outcome import Ending
 from turtles.tools.demo import tower_options
 
@@ -63,10 +61,7 @@ def disk(directory: Path) -> bytes:
     ],
 )
 def test_l2_goes_through_all_modes(options: str, tmp_path: Path) -> None:
-    try:
-        images = obtain(RECIPES["tower"], lambda what, share: None)
-    except NoMirror as e:
-        pytest.skip(f"no packages: {e}")
+    images = image_set("tower")
     overlay = Archive()
     overlay.directory("legacy")
     overlay.file("legacy-init", INIT.encode(), 0o755)

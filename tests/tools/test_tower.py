@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.boots.machine import image_set
 from turtles.guests import embedded
-from turtles.guests.images import RECIPES, ImageSet, obtain
-from turtles.guests.packages import NoMirror
+from turtles.guests.images import ImageSet
 
 FORBIDDEN = (
     "unchecked MSR",
@@ -86,10 +86,7 @@ def test_demo_without_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    try:
-        return obtain(RECIPES["tower"], lambda what, share: None)
-    except NoMirror as e:
-        pytest.skip(f"no packages: {e}")
+    return image_set("tower")
 
 
 def boot(images: ImageSet, mode: str, *more: str, memory: str = "512M") -> list[str]:

@@ -124,5 +124,21 @@ static inline u32 apic_read(u32 r)
 { return *(volatile u32 *)(APIC + r); }
 static inline void apic_write(u32 r, u32 v)
 { *(volatile u32 *)(APIC + r) = v; }
+/* an IPI to itself: vector and delivery mode */
+static inline void apic_send(u32 command)
+{
+    apic_write(0x310, 0);
+    apic_write(0x300, 0x40000 | command);
+}
+/* xAPIC mode, enabled, nothing masked */
+static inline void apic_on(void)
+{
+    if (rdmsr(0x1b) & 0x400) {
+        wrmsr(0x1b, rdmsr(0x1b) & ~0xc00ull);
+        wrmsr(0x1b, rdmsr(0x1b) | 0x800);
+    }
+    apic_write(0xf0, 0x1ff);
+    apic_write(0x80, 0);
+}
 enum { DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS = 10, NP, SS, GP, PF, MF = 16, AC, MC, XM };
 #endif

@@ -18,20 +18,6 @@ static void wbinvd_nop(void)
     asm volatile("wbinvd; nop");
     vmcall();
 }
-static void send(u32 command)
-{
-    apic_write(0x310, 0);
-    apic_write(0x300, 0x40000 | command);
-}
-static void apic_on(void)
-{
-    if (rdmsr(0x1b) & 0x400) {
-        wrmsr(0x1b, rdmsr(0x1b) & ~0xc00ull);
-        wrmsr(0x1b, rdmsr(0x1b) | 0x800);
-    }
-    apic_write(0xf0, 0x1ff);
-    apic_write(0x80, 0);
-}
 static volatile u64 taken, nmis;
 static void take(struct frame *f)
 {
@@ -76,7 +62,7 @@ TEST(activity)
         vmwrite(ACTV, 2);
         vmwrite(GFLAGS, 0x202);
         vmwrite(PTIMER, 1000);
-        send(0xf2);
+        apic_send(0xf2);
         CHECK_AT(direct, enter(), X_PTIMER);
         CHECK(vmread(ACTV), 2);
         CHECK(taken, 0);
@@ -106,7 +92,7 @@ TEST(activity)
         fresh(just_call);
         controls(PIN, 8 | 1 << 5, 0);
         vmwrite(ACTV, 1);
-        send(0x400); /* taken at once */
+        apic_send(0x400); /* taken at once */
         CHECK(nmis, 1);
         fresh(just_call);
         controls(PIN, 8, 0);
@@ -115,7 +101,7 @@ TEST(activity)
         CHECK(enter(), X_VMCALL);
         CHECK(vmread(INTRB), 8);
         set_gate(2, trap_stubs + 32, 0, 0);
-        send(0x400); /* also behind an exit for something else: SDM 28.5.5 */
+        apic_send(0x400); /* also behind an exit for something else: SDM 28.5.5 */
         asm volatile("nop; nop");
         CHECK(nmis, 1);
         fresh(just_call);

@@ -10,20 +10,6 @@ static void take(struct frame *f)
     taken[f->vector]++;
     x2apic_off_eoi();
 }
-static void ipi(int vector)
-{
-    apic_write(0x310, 0);
-    apic_write(0x300, 0x40000 | (u32)vector);
-}
-static void apic_on(void)
-{
-    if (rdmsr(0x1b) & 0x400) {
-        wrmsr(0x1b, rdmsr(0x1b) & ~0xc00ull);
-        wrmsr(0x1b, rdmsr(0x1b) | 0x800);
-    }
-    apic_write(0xf0, 0x1ff);
-    apic_write(0x80, 0);
-}
 static void wait_with_interrupts(void)
 {
     asm volatile("sti");
@@ -124,7 +110,7 @@ TEST(interrupts)
     /* pending before the entry: exits before the first instruction, IF in the guest does not matter */
     fresh(just_call);
     controls(PIN, 1, 0);
-    ipi(0xf2);
+    apic_send(0xf2);
     CHECK(enter(), X_EXTINT);
     CHECK(vmread(GRIP), (u64)just_call);
     asm volatile("sti; nop; cli");
@@ -134,7 +120,7 @@ TEST(interrupts)
     set_gate(0xe2, nops, 0, 0);
     vmwrite(GFLAGS, 0x202);
     vmwrite(EINFO, VALID | 0xe2);
-    ipi(0xf2);
+    apic_send(0xf2);
     CHECK(enter(), X_EXTINT);
     CHECK(vmread(GRIP), (u64)nops);
     CHECK(vmread(IDTINFO) >> 31, 0);
@@ -169,7 +155,7 @@ TEST(interrupts)
     controls(PIN, 1, 0);
     controls(PRI, 4, 0);
     vmwrite(GFLAGS, 0x202);
-    ipi(0xf2);
+    apic_send(0xf2);
     CHECK(enter(), X_INTWIN);
     controls(PRI, 0, 4);
     CHECK(enter(), X_EXTINT);
