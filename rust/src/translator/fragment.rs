@@ -6,6 +6,7 @@
 mod bits;
 mod calls;
 mod groups;
+mod native;
 mod operand;
 mod stack;
 mod status;
@@ -18,16 +19,14 @@ pub use system::System;
 use iced_x86::{OpKind, Register};
 
 use super::asm::{Address, Asm, cc, reg};
-use super::classify::{GprOperand, MemoryOperand, Native, Place, Plan, classify};
-use super::encoding::{Encoding, Rm};
+use super::classify::{Plan, classify};
+use super::encoding::Encoding;
 use super::flags;
-use super::glue::{Glue, flags_aside, flags_back, gpr, host, state};
+use super::glue::{Glue, flags_aside, flags_back};
 use super::hot::hot;
 use super::shape::Shapes;
-use super::short::Short;
 use super::variant::PLAIN;
-use crate::decode::{Insn, SLOT_RIP};
-use crate::state::seg;
+use crate::decode::Insn;
 
 const PAGE: u64 = 4096;
 
@@ -410,363 +409,10 @@ impl Builder<'_> {
         true
     }
 
-    /// Offset of a direct branch's target from the start of the page.
-    fn target(&self, n: usize) -> i64 {
-        // `imm` is the displacement from the end of the instruction.
-        self.offsets[n + 1] as i64 + self.insns[n].imm as i64
-    }
-
-    /// `into` = linear address at `offset` from the start of this page.
-    fn linear_of(&mut self, into: u8, offset: i64) {
-        self.a.load(into, hot!(rip_page));
-        self.a.lea(true, into, Address::base(into, offset as i32));
-    }
-
-    /// Control goes to `offset` from the start of this page.
-    fn go_to(&mut self, offset: i64) {
-        if is_near(offset) {
-            let at = self.a.jmp_later();
-            self.branch_to(at, offset);
-        } else {
-            self.linear_of(reg::S0, offset);
-            self.look_up();
-        }
-    }
-
-    /// Control goes to the address in S0.
-    fn look_up(&mut self) {
-        self.jump_out(self.lookup());
-    }
-
-    /// The lookup of a target for flags where they are.
-    fn lookup(&self) -> usize {
-        let glue = &self.context.glue;
-        if self.flags.saved { glue.lookup_saved } else { glue.lookup }
-    }
-
-    /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
-    /// through the table of branch targets.
-    fn branch_to(&mut self, at: usize, offset: i64) {
-        self.bind_cold(at);
-        if is_near(offset) {
-            self.link(Place32::Line(at as u32), offset as u16, false, self.flags.saved);
-        } else {
-            self.c.load(reg::S0, hot!(rip_page));
-            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
-            let out = self.c.jmp_later();
-            self.cold_outside(out, self.lookup());
-        }
-    }
-
-    /// In the cold part: where the branch at `at` goes until it is linked. `saved`: flags are in `saved_flags` there.
-    fn link(&mut self, at: Place32, target: u16, plain: bool, saved: bool) {
-        let number = self.context.first_link + self.draft.links.len() as u32;
-        self.draft.links.push(Link { at, target, plain, saved });
-        if saved {
-            flags_back(&mut self.c);
-        }
-        self.c.mov_imm(reg::S1, number);
-        let out = self.c.jmp_later();
-        self.cold_outside(out, self.context.glue.leave_link);
-    }
-
-    /// In the cold part: goes to a fragment without groups that begins with instruction `n`.
-    fn plain_link(&mut self, n: usize, saved: bool) {
-        let at = self.c.jmp_later();
-        self.c.bind_here(at); // until it is linked: the lines that follow
-        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true, saved);
-    }
-
     /// Where the helper of `site` goes on: here.
     fn resumes_here(&mut self, site: usize) {
         self.draft.sites[site].resume = Some(self.a.at() as u32);
     }
-
-    // --- instructions ---
-
-    /// An instruction as itself, with its registers where the guest's are.
-    fn native(&mut self, n: usize, native: &Native, e: &Encoding<'_>) -> Option<bool> {
-        let grouped = native.memory.and_then(|_| self.grouped(n));
-        let pointed = native.memory.is_some() && grouped.is_none();
-        let moved = scratch_registers(native, pointed, grouped.is_some())?;
-        let (site, mut memory) = match (native.memory, grouped) {
-            (Some(_), Some(address)) => (None, Some(address)),
-            (Some(m), None) => match self.pointed(n) {
-                Some(address) => (None, Some(address)),
-                None => (Some(self.operand(n, m)?), Some(Address::base(reg::S0, 0))),
-            },
-            (None, _) => (None, None),
-        };
-        if status::is_touched(&self.insns[n]) {
-            self.flags_to_host(n);
-        }
-        let find = |g: &GprOperand| {
-            host(g.guest).or_else(|| moved.iter().find(|m| m.0 == g.guest).map(|m| m.1)).unwrap_or(reg::S1)
-        };
-        for &(guest, scratch) in &moved {
-            if native.gprs.iter().any(|g| g.guest == guest && g.read) {
-                self.a.load(scratch, gpr(guest));
-            }
-        }
-        let of = |place: Place| native.gprs.iter().find(|g| g.place == place).map(find);
-        let (mut of_reg, mut of_rm) = (of(Place::Reg), of(Place::Rm));
-        // With AH to BH no REX prefix may appear: what would need one changes places with a low register meanwhile.
-        let mut lent = None;
-        if native.high_byte {
-            if let (Some(address), true) = (memory, grouped.is_some()) {
-                self.a.lea(true, reg::S0, address);
-                memory = Some(Address::base(reg::S0, 0));
-            }
-            let base = memory.as_mut().and_then(|m| m.base.as_mut());
-            let high = [&mut of_reg, &mut of_rm].into_iter().filter_map(Option::as_mut).chain(base).find(|r| **r >= 8);
-            if let Some(register) = high {
-                let low = if uses_bh(&self.insns[n]) { reg::RDX } else { reg::RBX };
-                lent = Some((low, *register));
-                *register = low;
-            }
-        }
-        let r = of_reg.unwrap_or(e.reg());
-        let rm = match (of_rm, memory) {
-            (Some(register), _) => Rm::Register(register),
-            (None, Some(address)) => Rm::Memory(address),
-            (None, None) => Rm::Register(e.rm()),
-        };
-        let vvvv = of(Place::Vvvv).unwrap_or(e.vvvv());
-        if let Some((low, high)) = lent {
-            self.a.op_reg(true, 0x87, low, high); // xchg
-        }
-        e.write(&mut self.a, r, rm, vvvv);
-        if let Some((low, high)) = lent {
-            self.a.op_reg(true, 0x87, low, high);
-        }
-        for &(guest, scratch) in &moved {
-            if native.gprs.iter().any(|g| g.guest == guest && g.written) {
-                self.a.store(scratch, gpr(guest));
-            }
-            if scratch == reg::STACK {
-                self.a.load(reg::STACK, hot!(stack_delta));
-            }
-        }
-        if let Some(site) = site {
-            self.resumes_here(site);
-        }
-        Some(false)
-    }
-
-    fn lea(&mut self, n: usize, e: &Encoding<'_>) -> Option<bool> {
-        let i = &self.insns[n].iced;
-        let size = i.op0_register().size();
-        let guest = e.reg();
-        let into = host(guest).unwrap_or(reg::S0);
-        if size == 2 || size == 4 && self.insns[n].base == SLOT_RIP {
-            return None;
-        }
-        if let Some(by) = stack::moved_by_lea(&self.insns[n]) {
-            self.pending += by;
-            return Some(false);
-        }
-        if guest == 4 {
-            self.settle();
-        }
-        let start = self.a.at();
-        // A 32-bit address or a 32-bit result are both the low half.
-        if !self.effective(n, into, size == 8) {
-            self.a.code.truncate(start);
-            return None;
-        }
-        if host(guest).is_none() {
-            self.a.store(into, gpr(guest));
-        }
-        Some(false)
-    }
-
-    fn load_guest(&mut self, guest: u8, from: Address) {
-        let into = host(guest).unwrap_or(reg::S0);
-        self.a.op_mem(true, 0x8b, into, from);
-        if host(guest).is_none() {
-            self.a.store(into, gpr(guest));
-        }
-    }
-
-    fn leave(&mut self, n: usize) -> Option<bool> {
-        self.a.mov(reg::S0, reg::RBP);
-        let site = self.translate_address(n, MemoryOperand { size: 8, written: false, aligned: false });
-        self.a.lea(true, reg::GUEST_RSP, Address::base(reg::RBP, 8));
-        self.a.op_mem(true, 0x8b, reg::RBP, Address::base(reg::S0, 0));
-        self.resumes_here(site);
-        Some(false)
-    }
-
-    // --- system instructions ---
-
-    fn push_memory(&mut self, n: usize) -> Option<bool> {
-        self.operand(n, MemoryOperand { size: 8, written: false, aligned: false })?;
-        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
-        self.a.store(reg::S0, hot!(target));
-        let read = self.draft.sites.len() - 1;
-        let site = self.push_target(n);
-        self.resumes_here(read);
-        if let Some(site) = site {
-            self.resumes_here(site);
-        }
-        Some(false)
-    }
-
-    fn pop_memory(&mut self, n: usize) -> Option<bool> {
-        // RSP has moved when the address is made.
-        if !self.in_group(n) || self.insns[n].base == 4 {
-            return None;
-        }
-        let site = self.operand(n, MemoryOperand { size: 8, written: true, aligned: false })?;
-        let from = self.on_stack(0);
-        self.a.op_mem(true, 0x8b, reg::S1, from);
-        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
-        self.pending += 8;
-        self.settle();
-        self.resumes_here(site);
-        Some(false)
-    }
-
-    /// S0 or S1 = its bits in the mask at `[rsp + mask]`, flags untouched (PEXT, PDEP).
-    fn select_bits(&mut self, register: u8, mask: i32) {
-        for pp in [2, 3] {
-            // VEX.LZ.F3/F2.0F38.W1 F5 /r: register = register pext/pdep [mask]
-            self.a.bytes(&[0xc4, 0x42 | 0x20, 0x80 | (!register & 15) << 3 | pp, 0xf5]);
-            self.a.modrm(register, Address::base(reg::RSP, mask));
-        }
-    }
-
-    fn push_flags(&mut self, n: usize) -> Option<bool> {
-        self.a.bytes(&[0x9c, 0x41, 0x5b]); // pushfq; pop r11
-        self.select_bits(reg::S1, hot!(status_mask));
-        self.a.load(reg::S0, state!(rflags));
-        self.select_bits(reg::S0, hot!(pushed_mask));
-        let both = Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 };
-        self.a.lea(true, reg::S0, both);
-        self.a.store(reg::S0, hot!(target));
-        if let Some(site) = self.push_target(n) {
-            self.resumes_here(site);
-        }
-        Some(false)
-    }
-
-    /// DIV and IDIV, with what would raise #DE (and a little more) left to the helper. The flags that the
-    /// instruction leaves undefined are those of the host, given the flags from before.
-    fn divide(&mut self, n: usize, e: &Encoding<'_>) -> Option<bool> {
-        let i = &self.insns[n].iced;
-        let signed = i.mnemonic() == iced_x86::Mnemonic::Idiv;
-        let register = i.op0_kind() == OpKind::Register;
-        let size = if register { i.op0_register().size() } else { i.memory_size().size() };
-        let wide = size == 8;
-        if register {
-            let guest = e.rm();
-            match host(guest) {
-                Some(from) => self.a.mov(reg::S0, from),
-                None => self.a.load(reg::S0, gpr(guest)),
-            }
-        } else {
-            let m = MemoryOperand { size: size as u16, written: false, aligned: false };
-            self.operand_keeping_flags(n, m)?;
-            self.a.op_mem(wide, 0x8b, reg::S0, Address::base(reg::S0, 0));
-        }
-        if !self.flags.saved {
-            flags_aside(&mut self.a);
-        }
-        let mut misses = Vec::new();
-        if signed {
-            // RDX is the sign of RAX, and the divisor neither 0 nor -1.
-            self.a.op_reg(wide, 0x89, reg::RAX, reg::S1);
-            self.a.op_reg(wide, 0xc1, 7, reg::S1); // sar
-            self.a.bytes(&[if wide { 63 } else { 31 }]);
-            self.a.op_reg(wide, 0x39, reg::RDX, reg::S1); // cmp s1, rdx
-            misses.push(self.a.jcc_later(cc::NE));
-            self.a.lea(wide, reg::S1, Address::base(reg::S0, 1));
-            self.a.op_reg(wide, 0x83, 7, reg::S1); // cmp s1, 1
-            self.a.bytes(&[1]);
-            misses.push(self.a.jcc_later(cc::BE));
-        } else {
-            self.a.op_reg(wide, 0x39, reg::S0, reg::RDX); // cmp rdx, s0
-            misses.push(self.a.jcc_later(cc::AE));
-        }
-        flags_back(&mut self.a);
-        self.a.op_reg(wide, 0xf7, if signed { 7 } else { 6 }, reg::S0);
-        let site = self.site(n, None);
-        self.cold.push(Cold { from: misses, saved: true, site });
-        for site in 0..self.draft.sites.len() {
-            if usize::from(self.draft.sites[site].index) == n {
-                self.resumes_here(site);
-            }
-        }
-        Some(false)
-    }
-
-    fn swap_gs(&mut self) -> Option<bool> {
-        let base = state!(seg) + 32 * seg::GS as i32 + 8;
-        self.a.load(reg::S0, base);
-        self.a.load(reg::S1, state!(kernel_gs_base));
-        self.a.store(reg::S1, base);
-        self.a.store(reg::S0, state!(kernel_gs_base));
-        Some(false)
-    }
-
-    /// RFLAGS without IF, in S0.
-    fn without_interrupts(&mut self) {
-        self.a.load(reg::S0, state!(rflags));
-        self.select_bits(reg::S0, hot!(no_interrupts_mask));
-    }
-
-    fn cli(&mut self, n: usize) -> Option<bool> {
-        self.without_interrupts();
-        self.a.store(reg::S0, state!(rflags));
-        self.behind(n)
-    }
-
-    /// Goes on behind instruction `n`, the last of its block.
-    fn behind(&mut self, n: usize) -> Option<bool> {
-        if n + 1 == self.insns.len() {
-            self.go_to(self.offsets[n + 1] as i64);
-            return Some(true);
-        }
-        Some(false)
-    }
-
-    /// STI where its shadow cannot be seen: what follows is an instruction that neither faults nor exits, it
-    /// will execute before the budget ends, and nobody waits for an interrupt window.
-    fn sti(&mut self, n: usize) -> Option<bool> {
-        let next = self.context.next?;
-        if !is_harmless(next) {
-            return None;
-        }
-        flags_aside(&mut self.a);
-        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
-        self.a.bytes(&[0]);
-        let window = self.a.jcc_later(cc::NE);
-        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(budget))); // cmp qword [budget], 64
-        self.a.bytes(&[64]);
-        let short = self.a.jcc_later(cc::L);
-        flags_back(&mut self.a);
-        self.without_interrupts();
-        self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
-        self.a.store(reg::S0, state!(rflags));
-        let site = self.site(n, None);
-        self.cold.push(Cold { from: vec![window, short], saved: true, site });
-        self.behind(n)
-    }
-
-    /// STAC and CLAC: the flag, and the TLB array that goes with it.
-    fn access_check(&mut self, n: usize, off: bool) -> Option<bool> {
-        self.a.load(reg::S0, state!(rflags));
-        self.select_bits(reg::S0, hot!(no_ac_mask));
-        if off {
-            self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::AC as i32));
-        }
-        self.a.store(reg::S0, state!(rflags));
-        self.a.load(reg::S0, if off { hot!(tlb_unchecked) } else { hot!(tlb_checked) });
-        self.a.store(reg::S0, hot!(tlb));
-        self.behind(n)
-    }
-
-    // --- the end ---
 
     /// In the cold part: calls the interpreter's handler.
     fn call_handler(&mut self, saved: bool, site: usize) {
@@ -809,42 +455,6 @@ impl Builder<'_> {
     }
 }
 
-/// A branch there can be linked. Near the end of the page an instruction may cross it: its fragment is found by linear
-/// address only.
-fn is_near(offset: i64) -> bool {
-    (0..=PAGE as i64 - 15).contains(&offset)
-}
-
-/// Where the guest registers of an instruction that stay in memory are meanwhile. `pointed`: S0 points to its memory
-/// operand; what is read before anything is written may then be written to S0, too. `stacked`: the operand is reached
-/// through [`reg::STACK`], which is else lent as well, and loaded again.
-fn scratch_registers(native: &Native, pointed: bool, stacked: bool) -> Option<Short<(u8, u8), 3>> {
-    let pure = pointed && native.memory.is_some_and(|m| !m.written);
-    let mut moved: Short<(u8, u8), 3> = Short::default();
-    for g in &native.gprs {
-        if host(g.guest).is_some() || moved.iter().any(|m| m.0 == g.guest) {
-            continue;
-        }
-        let read = native.gprs.iter().any(|other| other.guest == g.guest && other.read);
-        let scratch = [reg::S1, reg::S0, reg::STACK].into_iter().find(|&r| match r {
-            _ if moved.iter().any(|m| m.1 == r) => false,
-            reg::S0 => !pointed || pure && !read,
-            reg::STACK => !stacked,
-            _ => true,
-        })?;
-        if !moved.push((g.guest, scratch)) {
-            return None;
-        }
-    }
-    Some(moved)
-}
-
-/// BH is among the operands.
-fn uses_bh(insn: &Insn) -> bool {
-    (0..insn.iced.op_count())
-        .any(|n| insn.iced.op_kind(n) == OpKind::Register && insn.iced.op_register(n) == Register::BH)
-}
-
 /// Jcc condition codes by iced's `ConditionCode`: none, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g.
 const CONDITIONS: [u8; 17] = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -868,24 +478,6 @@ fn is_calm(insn: &Insn) -> bool {
             let data = [Register::DS, Register::ES, Register::FS, Register::GS];
             i.op0_kind() == OpKind::Register && data.contains(&i.op0_register())
         }
-        _ => false,
-    }
-}
-
-/// Register moves and NOPs: they neither fault nor exit, and read no flags.
-fn is_harmless(insn: &Insn) -> bool {
-    use iced_x86::Mnemonic as M;
-    let i = &insn.iced;
-    let registers = (0..i.op_count()).all(|n| match i.op_kind(n) {
-        OpKind::Register => i.op_register(n).is_gpr(),
-        kind => {
-            matches!(kind, OpKind::Immediate8 | OpKind::Immediate32 | OpKind::Immediate8to32 | OpKind::Immediate8to64)
-        }
-    });
-    match i.mnemonic() {
-        M::Nop => true,
-        M::Mov | M::Xor | M::And | M::Or | M::Add | M::Sub | M::Test | M::Cmp => registers,
-        M::Lea => true,
         _ => false,
     }
 }

@@ -1,14 +1,91 @@
-//! Near calls, returns and indirect branches.
+//! Branches, near calls and returns: by a link where the target lies in the same page, else through the table of branch
+//! targets.
 
 use iced_x86::{Code, OpKind};
 
 use super::super::asm::{Address, reg};
 use super::super::classify::MemoryOperand;
-use super::super::glue::{gpr, host};
+use super::super::glue::{flags_back, gpr, host};
 use super::super::hot::hot;
-use super::Builder;
+use super::{Builder, Link, PAGE, Place32};
 
 impl Builder<'_> {
+    /// Offset of a direct branch's target from the start of the page.
+    pub(super) fn target(&self, n: usize) -> i64 {
+        // `imm` is the displacement from the end of the instruction.
+        self.offsets[n + 1] as i64 + self.insns[n].imm as i64
+    }
+
+    /// `into` = linear address at `offset` from the start of this page.
+    pub(super) fn linear_of(&mut self, into: u8, offset: i64) {
+        self.a.load(into, hot!(rip_page));
+        self.a.lea(true, into, Address::base(into, offset as i32));
+    }
+
+    /// Control goes to `offset` from the start of this page.
+    pub(super) fn go_to(&mut self, offset: i64) {
+        if is_near(offset) {
+            let at = self.a.jmp_later();
+            self.branch_to(at, offset);
+        } else {
+            self.linear_of(reg::S0, offset);
+            self.look_up();
+        }
+    }
+
+    /// Control goes to the address in S0.
+    fn look_up(&mut self) {
+        self.jump_out(self.lookup());
+    }
+
+    /// The lookup of a target for flags where they are.
+    fn lookup(&self) -> usize {
+        let glue = &self.context.glue;
+        if self.flags.saved { glue.lookup_saved } else { glue.lookup }
+    }
+
+    /// The branch in line whose rel32 is at `at` goes to `offset` from the start of this page: by a link, or
+    /// through the table of branch targets.
+    pub(super) fn branch_to(&mut self, at: usize, offset: i64) {
+        self.bind_cold(at);
+        if is_near(offset) {
+            self.link(Place32::Line(at as u32), offset as u16, false, self.flags.saved);
+        } else {
+            self.c.load(reg::S0, hot!(rip_page));
+            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
+            let out = self.c.jmp_later();
+            self.cold_outside(out, self.lookup());
+        }
+    }
+
+    /// In the cold part: where the branch at `at` goes until it is linked. `saved`: flags are in `saved_flags` there.
+    pub(super) fn link(&mut self, at: Place32, target: u16, plain: bool, saved: bool) {
+        let number = self.context.first_link + self.draft.links.len() as u32;
+        self.draft.links.push(Link { at, target, plain, saved });
+        if saved {
+            flags_back(&mut self.c);
+        }
+        self.c.mov_imm(reg::S1, number);
+        let out = self.c.jmp_later();
+        self.cold_outside(out, self.context.glue.leave_link);
+    }
+
+    /// In the cold part: goes to a fragment without groups that begins with instruction `n`.
+    pub(super) fn plain_link(&mut self, n: usize, saved: bool) {
+        let at = self.c.jmp_later();
+        self.c.bind_here(at); // until it is linked: the lines that follow
+        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true, saved);
+    }
+
+    /// Goes on behind instruction `n`, the last of its block.
+    pub(super) fn behind(&mut self, n: usize) -> Option<bool> {
+        if n + 1 == self.insns.len() {
+            self.go_to(self.offsets[n + 1] as i64);
+            return Some(true);
+        }
+        Some(false)
+    }
+
     pub(super) fn call(&mut self, n: usize) -> Option<bool> {
         let to = self.target(n);
         i32::try_from(to).ok()?;
@@ -65,4 +142,10 @@ impl Builder<'_> {
         self.look_up();
         Some(true)
     }
+}
+
+/// A branch there can be linked. Near the end of the page an instruction may cross it: its fragment is found by linear
+/// address only.
+fn is_near(offset: i64) -> bool {
+    (0..=PAGE as i64 - 15).contains(&offset)
 }

@@ -10,8 +10,9 @@ use super::super::asm::{Address, cc, reg};
 use super::super::classify::{MemoryOperand, Native, Plan};
 use super::super::glue::{and_imm, host};
 use super::super::hot::{POINTERS, hot};
+use super::native::scratch_registers;
 use super::operand::Probe;
-use super::{Builder, PAGE, scratch_registers};
+use super::{Builder, PAGE};
 use crate::decode::{Insn, SLOT_NONE, SLOT_RIP};
 use crate::state::seg;
 

@@ -289,4 +289,32 @@ impl Builder<'_> {
         self.a.op_mem(true, 0x89, reg::S1, to);
         self.pending -= 8;
     }
+
+    pub(super) fn push_memory(&mut self, n: usize) -> Option<bool> {
+        self.operand(n, MemoryOperand { size: 8, written: false, aligned: false })?;
+        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::S0, 0));
+        self.a.store(reg::S0, hot!(target));
+        let read = self.draft.sites.len() - 1;
+        let site = self.push_target(n);
+        self.resumes_here(read);
+        if let Some(site) = site {
+            self.resumes_here(site);
+        }
+        Some(false)
+    }
+
+    pub(super) fn pop_memory(&mut self, n: usize) -> Option<bool> {
+        // RSP has moved when the address is made.
+        if !self.in_group(n) || self.insns[n].base == 4 {
+            return None;
+        }
+        let site = self.operand(n, MemoryOperand { size: 8, written: true, aligned: false })?;
+        let from = self.on_stack(0);
+        self.a.op_mem(true, 0x8b, reg::S1, from);
+        self.a.op_mem(true, 0x89, reg::S1, Address::base(reg::S0, 0));
+        self.pending += 8;
+        self.settle();
+        self.resumes_here(site);
+        Some(false)
+    }
 }

@@ -8,7 +8,7 @@ use crate::decode::Insn;
 use crate::state::seg;
 use crate::translator::asm::{Address, cc, reg};
 use crate::translator::classify::MemoryOperand;
-use crate::translator::glue::{gpr, host, state};
+use crate::translator::glue::{flags_aside, flags_back, gpr, host, state};
 use crate::translator::hot::hot;
 use crate::translator::variant::SUPERVISOR;
 
@@ -270,5 +270,103 @@ impl Builder<'_> {
         let refused = self.unless_zero(n, Some(hot!(refused.cr3)));
         self.load_guest(guest, Address::base(reg::RSP, state!(cr3)));
         self.refused(n, vec![refused]);
+    }
+
+    /// S0 or S1 = its bits in the mask at `[rsp + mask]`, flags untouched (PEXT, PDEP).
+    fn select_bits(&mut self, register: u8, mask: i32) {
+        for pp in [2, 3] {
+            // VEX.LZ.F3/F2.0F38.W1 F5 /r: register = register pext/pdep [mask]
+            self.a.bytes(&[0xc4, 0x42 | 0x20, 0x80 | (!register & 15) << 3 | pp, 0xf5]);
+            self.a.modrm(register, Address::base(reg::RSP, mask));
+        }
+    }
+
+    pub(super) fn push_flags(&mut self, n: usize) -> Option<bool> {
+        self.a.bytes(&[0x9c, 0x41, 0x5b]); // pushfq; pop r11
+        self.select_bits(reg::S1, hot!(status_mask));
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(pushed_mask));
+        let both = Address { base: Some(reg::S0), index: Some(reg::S1), shift: 0, disp: 0 };
+        self.a.lea(true, reg::S0, both);
+        self.a.store(reg::S0, hot!(target));
+        if let Some(site) = self.push_target(n) {
+            self.resumes_here(site);
+        }
+        Some(false)
+    }
+
+    pub(super) fn swap_gs(&mut self) -> Option<bool> {
+        let base = state!(seg) + 32 * seg::GS as i32 + 8;
+        self.a.load(reg::S0, base);
+        self.a.load(reg::S1, state!(kernel_gs_base));
+        self.a.store(reg::S1, base);
+        self.a.store(reg::S0, state!(kernel_gs_base));
+        Some(false)
+    }
+
+    /// RFLAGS without IF, in S0.
+    fn without_interrupts(&mut self) {
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(no_interrupts_mask));
+    }
+
+    pub(super) fn cli(&mut self, n: usize) -> Option<bool> {
+        self.without_interrupts();
+        self.a.store(reg::S0, state!(rflags));
+        self.behind(n)
+    }
+
+    /// STI where its shadow cannot be seen: what follows is an instruction that neither faults nor exits, it
+    /// will execute before the budget ends, and nobody waits for an interrupt window.
+    pub(super) fn sti(&mut self, n: usize) -> Option<bool> {
+        let next = self.context.next?;
+        if !is_harmless(next) {
+            return None;
+        }
+        flags_aside(&mut self.a);
+        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(window))); // cmp qword [window], 0
+        self.a.bytes(&[0]);
+        let window = self.a.jcc_later(cc::NE);
+        self.a.op_mem(true, 0x83, 7, Address::base(reg::RSP, hot!(budget))); // cmp qword [budget], 64
+        self.a.bytes(&[64]);
+        let short = self.a.jcc_later(cc::L);
+        flags_back(&mut self.a);
+        self.without_interrupts();
+        self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::IF as i32));
+        self.a.store(reg::S0, state!(rflags));
+        let site = self.site(n, None);
+        self.cold.push(Cold { from: vec![window, short], saved: true, site });
+        self.behind(n)
+    }
+
+    /// STAC and CLAC: the flag, and the TLB array that goes with it.
+    pub(super) fn access_check(&mut self, n: usize, off: bool) -> Option<bool> {
+        self.a.load(reg::S0, state!(rflags));
+        self.select_bits(reg::S0, hot!(no_ac_mask));
+        if off {
+            self.a.lea(true, reg::S0, Address::base(reg::S0, crate::state::flag::AC as i32));
+        }
+        self.a.store(reg::S0, state!(rflags));
+        self.a.load(reg::S0, if off { hot!(tlb_unchecked) } else { hot!(tlb_checked) });
+        self.a.store(reg::S0, hot!(tlb));
+        self.behind(n)
+    }
+}
+
+/// Register moves and NOPs: they neither fault nor exit, and read no flags.
+fn is_harmless(insn: &Insn) -> bool {
+    use iced_x86::Mnemonic as M;
+    let i = &insn.iced;
+    let registers = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_gpr(),
+        kind => {
+            matches!(kind, OpKind::Immediate8 | OpKind::Immediate32 | OpKind::Immediate8to32 | OpKind::Immediate8to64)
+        }
+    });
+    match i.mnemonic() {
+        M::Nop => true,
+        M::Mov | M::Xor | M::And | M::Or | M::Add | M::Sub | M::Test | M::Cmp => registers,
+        M::Lea => true,
+        _ => false,
     }
 }
