@@ -4,6 +4,7 @@
 //! may be used from several threads at once; guest accesses come from `mmu`, which checks nothing twice.
 //! It knows no paging.
 
+mod ahead;
 mod bus;
 mod code_log;
 mod mapping;
@@ -19,6 +20,7 @@ pub use pages::page_flag;
 pub use raw::Int;
 
 use crate::cpu::Doorbell;
+use ahead::Ahead;
 use pages::Pages;
 
 /// Size of a page.
@@ -26,10 +28,11 @@ pub const PAGE: u64 = 4096;
 
 /// Memory of the machine.
 pub struct Memory {
+    // Before the mapping, so that its thread ends before the mapping does.
+    pages: Pages,
     mapping: Mapping,
     ram: u64,
     total: u64,
-    pages: Pages,
     bus: Bus,
     cores: Mutex<Vec<Weak<Doorbell>>>,
     split_lock: Mutex<()>,
@@ -45,11 +48,13 @@ impl Memory {
         let ram = ram.checked_next_multiple_of(PAGE).ok_or_else(too_big)?;
         let pool = pool.checked_next_multiple_of(PAGE).ok_or_else(too_big)?;
         let total = ram.checked_add(pool).filter(|&t| t < 1 << 46).ok_or_else(too_big)?;
+        let mapping = Mapping::new(total as usize)?;
+        let ahead = Ahead::new(&mapping, ram as usize);
         Ok(Self {
-            mapping: Mapping::new(total as usize)?,
+            pages: Pages::new((total / PAGE) as usize, ahead)?,
+            mapping,
             ram,
             total,
-            pages: Pages::new((total / PAGE) as usize)?,
             bus: Bus::default(),
             cores: Mutex::default(),
             split_lock: Mutex::default(),

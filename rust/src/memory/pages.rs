@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
+use super::ahead::Ahead;
 use super::code_log::CodeLog;
 use super::{Mapping, PAGE};
 
@@ -37,10 +38,12 @@ pub(crate) struct Pages {
     lock: Mutex<()>,
     /// Which pages' versions were bumped.
     pub(super) log: CodeLog,
+    /// Hears of pages that are written for the first time.
+    ahead: Ahead,
 }
 
 impl Pages {
-    pub(super) fn new(count: usize) -> io::Result<Self> {
+    pub(super) fn new(count: usize, ahead: Ahead) -> io::Result<Self> {
         let count = count.max(1);
         Ok(Self {
             count,
@@ -48,6 +51,7 @@ impl Pages {
             patience: AtomicU32::new(0),
             lock: Mutex::new(()),
             log: CodeLog::default(),
+            ahead,
         })
     }
 
@@ -112,6 +116,7 @@ impl Pages {
             let seen = flag.load(Ordering::Relaxed);
             if seen & DIRTY == 0 {
                 flag.fetch_or(DIRTY, Ordering::Relaxed);
+                self.ahead.written(at);
             }
             if seen & CODE != 0 {
                 dropped |= self.written_code(at, page_end - at);
@@ -180,7 +185,12 @@ impl Pages {
         let granted = flag.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |seen| {
             Some(if seen & CODE == 0 { seen | DIRTY | WRITABLE } else { seen | DIRTY })
         });
-        granted.is_ok_and(|seen| seen & CODE == 0)
+        granted.is_ok_and(|seen| {
+            if seen & DIRTY == 0 {
+                self.ahead.written(pa);
+            }
+            seen & CODE == 0
+        })
     }
 
     /// Pages of `[0, limit)` with the dirty flag, which is cleared; the caller then shoots down writes. WRITABLE
@@ -204,7 +214,7 @@ mod tests {
 
     #[test]
     fn only_marked_bytes_bump_the_version() {
-        let pages = Pages::new(4).unwrap();
+        let pages = Pages::new(4, Ahead::default()).unwrap();
         let (version, shoot) = pages.mark_code(PAGE + 100, 15);
         assert_eq!((version, shoot), (0, false));
         assert!(!pages.written(PAGE + 192, 8), "next granule");
@@ -222,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_write_over_several_pages_reaches_all() {
-        let pages = Pages::new(4).unwrap();
+        let pages = Pages::new(4, Ahead::default()).unwrap();
         pages.mark_code(2 * PAGE, 1);
         assert!(pages.written(PAGE - 1, PAGE + 2));
         assert_eq!([0, 1, 2, 3].map(|p| pages.flags(p * PAGE) & DIRTY), [1, 1, 1, 0]);
@@ -230,7 +240,7 @@ mod tests {
 
     #[test]
     fn writable_and_code_exclude_each_other() {
-        let pages = Pages::new(2).unwrap();
+        let pages = Pages::new(2, Ahead::default()).unwrap();
         assert!(pages.allow_write(0));
         assert_eq!(pages.mark_code(0, 1), (0, true));
         pages.write_protected(0);
@@ -239,7 +249,7 @@ mod tests {
 
     #[test]
     fn taking_dirty_pages_does_not_hide_writers_from_decoders() {
-        let pages = Pages::new(2).unwrap();
+        let pages = Pages::new(2, Ahead::default()).unwrap();
         assert!(pages.allow_write(0));
         assert_eq!(pages.take_dirty(2 * PAGE), [0]);
         assert!(pages.mark_code(0, 1).1, "the shootdown of dirty pages may still be under way");
@@ -250,7 +260,7 @@ mod tests {
 
     #[test]
     fn while_a_shootdown_is_under_way_nobody_writes_without_notice() {
-        let pages = Pages::new(2).unwrap();
+        let pages = Pages::new(2, Ahead::default()).unwrap();
         assert!(pages.allow_write(0));
         assert!(pages.mark_code(0, 1).1);
         // Another core answers the shootdown and writes on, before the core that asked for it goes on.
