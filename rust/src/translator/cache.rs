@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use iced_x86::Mnemonic;
+
 use super::asm::Asm;
 use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
@@ -50,17 +52,22 @@ pub struct Fragment {
     kept: [[u8; PATCH]; 2],
 }
 
-/// Where a helper is called.
+/// Where a helper is called, with all that the helper asks: who comes here has been elsewhere meanwhile, and each thing that is
+/// looked up is a miss of the host's cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
-    /// Fragment number.
-    pub fragment: u32,
-    /// Instruction in it.
-    pub index: u16,
-    /// Offset of the instruction in its page.
-    pub offset: u16,
+    /// The instruction, which its fragment keeps: sites and fragments are dropped together.
+    pub insn: *const Insn,
     /// Where it goes on; null: leave.
     pub resume: *const u8,
+    /// Offset of the instruction in its page.
+    pub offset: u16,
+    /// Instructions of the fragment behind it.
+    pub rest: u8,
+    /// It is WRMSR.
+    pub wrmsr: bool,
+    /// What it is called.
+    pub mnemonic: Mnemonic,
 }
 
 /// A direct branch that may be linked.
@@ -321,7 +328,16 @@ impl Translator {
         let number = self.fragments.len() as u32;
         for site in &draft.sites {
             let resume = site.resume.map_or(std::ptr::null(), |at| line.wrapping_add(at as usize));
-            self.sites.push(Site { fragment: number, index: site.index, offset: site.offset, resume });
+            let insn = &block.insns[usize::from(site.index)];
+            let (rest, mnemonic) = (block.insns.len() - usize::from(site.index) - 1, insn.iced.mnemonic());
+            self.sites.push(Site {
+                insn,
+                resume,
+                offset: site.offset,
+                rest: rest as u8,
+                wrmsr: mnemonic == Mnemonic::Wrmsr,
+                mnemonic,
+            });
         }
         for link in &draft.links {
             let target = host_pa & !4095 | u64::from(link.target);
@@ -453,7 +469,7 @@ fn jump(from: *const u8, to: *const u8) -> [u8; PATCH] {
 
 /// The instruction behind a block, if it lies in the same page: STI wants to know it.
 fn follower(block: &Block, memory: &Memory) -> Option<Box<Insn>> {
-    if block.insns.last()?.iced.mnemonic() != iced_x86::Mnemonic::Sti {
+    if block.insns.last()?.iced.mnemonic() != Mnemonic::Sti {
         return None;
     }
     let at = block.host_pa + block.insns.bytes().len() as u64;

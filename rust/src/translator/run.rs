@@ -4,8 +4,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
-use iced_x86::Mnemonic;
-
 use super::cache::{DEFAULT_BYTES, Known, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
@@ -262,11 +260,8 @@ impl Cpu {
         translator.statistics.helped += 1;
         let seen = translator.seen;
         let site = translator.sites[site as usize];
-        let insns = &translator.fragments[site.fragment as usize].insns;
-        let index = usize::from(site.index);
-        let rest = (insns.len() - index - 1) as u64;
-        let insn: *const Insn = &raw const insns[index];
-        if let Some(count) = translator.helped_by.get_mut(insns[index].iced.mnemonic() as usize) {
+        let rest = u64::from(site.rest);
+        if let Some(count) = translator.helped_by.get_mut(site.mnemonic as usize) {
             *count += 1;
         }
         let stop_at = self.stop_at;
@@ -274,7 +269,7 @@ impl Cpu {
         let rip = hot.rip_page.wrapping_add(u64::from(site.offset));
         let (budget, host) = (hot.budget as u64, hot.host_flags);
         // SAFETY: fragments are dropped in `make` and `drop_written_code` only, which no handler calls.
-        let insn = unsafe { &*insn };
+        let insn = unsafe { &*site.insn };
         self.state.rip = rip;
         self.next_rip = rip.wrapping_add(u64::from(insn.len));
         self.state.rflags = self.state.rflags & !flag::STATUS | host & flag::STATUS;
@@ -290,7 +285,7 @@ impl Cpu {
                 let stamps = self.translation_stamps();
                 // A group of stack accesses may go on behind this instruction: its page must still hold.
                 let goes_on = left >= rest as i64
-                    && !(insn.iced.mnemonic() == Mnemonic::Wrmsr && self.changes_much())
+                    && !(site.wrmsr && self.changes_much())
                     && self.state.pending_debug == 0
                     && !self.boundary
                     && self.memory.code_log().position() == seen
