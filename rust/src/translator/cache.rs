@@ -52,6 +52,29 @@ pub struct Fragment {
     kept: [[u8; PATCH]; 2],
 }
 
+/// What is to be looked at before a fragment goes on behind an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changes {
+    /// Only what any instruction may change.
+    Little,
+    /// What MSRs say.
+    Msrs,
+    /// Whether vector instructions may run natively.
+    Vector,
+}
+
+impl Changes {
+    fn by(mnemonic: Mnemonic) -> Self {
+        use Mnemonic as M;
+        match mnemonic {
+            M::Wrmsr => Self::Msrs,
+            M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 => Self::Vector,
+            M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => Self::Vector,
+            _ => Self::Little,
+        }
+    }
+}
+
 /// Where a helper is called, with all that the helper asks: who comes here has been elsewhere meanwhile, and each thing that is
 /// looked up is a miss of the host's cache.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +87,10 @@ pub struct Site {
     pub offset: u16,
     /// Instructions of the fragment behind it.
     pub rest: u8,
-    /// It is WRMSR.
-    pub wrmsr: bool,
+    /// What the fragment takes for granted,
+    pub variant: u8,
+    /// and what the instruction may have changed of it.
+    pub changes: Changes,
     /// What it is called.
     pub mnemonic: Mnemonic,
 }
@@ -335,7 +360,8 @@ impl Translator {
                 resume,
                 offset: site.offset,
                 rest: rest as u8,
-                wrmsr: mnemonic == Mnemonic::Wrmsr,
+                variant,
+                changes: Changes::by(mnemonic),
                 mnemonic,
             });
         }

@@ -326,7 +326,7 @@ impl Builder<'_> {
         let site = self.site(n, None);
         self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
         self.jump_out(self.context.glue.slow);
-        if n + 1 < self.insns.len() && !changes_variant(&self.insns[n]) {
+        if n + 1 < self.insns.len() {
             self.draft.sites[site].resume = Some(self.a.at() as u32);
         }
         self.flags = status::Flags { host: true, saved: true };
@@ -458,22 +458,13 @@ impl Builder<'_> {
 /// Jcc condition codes by iced's `ConditionCode`: none, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g.
 const CONDITIONS: [u8; 17] = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// Whether vector instructions may run natively can differ behind it.
-fn changes_variant(insn: &Insn) -> bool {
-    use iced_x86::Mnemonic as M;
-    matches!(
-        insn.iced.mnemonic(),
-        M::Ldmxcsr | M::Vldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64
-    )
-}
-
 /// An instruction that ends its block and changes neither mode nor privilege, as a rule: the helper knows when it did.
 fn is_calm(insn: &Insn) -> bool {
     use iced_x86::Mnemonic as M;
     let i = &insn.iced;
     match i.mnemonic() {
         M::Vmread | M::Vmwrite | M::Rdmsr | M::Wrmsr | M::Rdpmc | M::Invlpg | M::Lgdt | M::Lidt => true,
-        M::Xsaves | M::Xsaves64 => true,
+        M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64 => true,
         M::Mov | M::Pop => {
             let data = [Register::DS, Register::ES, Register::FS, Register::GS];
             i.op0_kind() == OpKind::Register && data.contains(&i.op0_register())

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
-use super::cache::{DEFAULT_BYTES, Known, Translator};
+use super::cache::{Changes, DEFAULT_BYTES, Known, Site, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
 use super::variant;
@@ -285,7 +285,7 @@ impl Cpu {
                 let stamps = self.translation_stamps();
                 // A group of stack accesses may go on behind this instruction: its page must still hold.
                 let goes_on = left >= rest as i64
-                    && !(site.wrmsr && self.changes_much())
+                    && self.holds(&site)
                     && self.state.pending_debug == 0
                     && !self.boundary
                     && self.memory.code_log().position() == seen
@@ -316,9 +316,13 @@ impl Cpu {
         }
     }
 
-    /// WRMSR may have changed what translated code takes for granted, or has in its hot data.
-    fn changes_much(&self) -> bool {
-        !CALM_MSRS.contains(&(self.state.gpr[gpr::RCX] as u32))
+    /// What a fragment takes for granted, or translated code has in its hot data, is as it was before the instruction.
+    fn holds(&self, site: &Site) -> bool {
+        match site.changes {
+            Changes::Little => true,
+            Changes::Msrs => CALM_MSRS.contains(&(self.state.gpr[gpr::RCX] as u32)),
+            Changes::Vector => self.variant() == site.variant & !variant::PLAIN,
+        }
     }
 
     /// After an instruction that may have changed anything: goes on with the fragment at the new RIP, if there is

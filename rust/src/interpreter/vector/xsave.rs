@@ -21,8 +21,8 @@ const AVX: u64 = 4;
 const COMPACTED: u64 = 1 << 63;
 /// Size of the legacy region and the XSAVE header, where the extended region starts.
 const EXTENDED: usize = 576;
-/// Size of the AVX component.
-const AVX_SIZE: usize = 256;
+/// Size of all, with the AVX component.
+const SIZE: usize = EXTENDED + 256;
 
 /// The executor of FXSAVE, FXRSTOR or one of the XSAVE family.
 pub(super) fn select(code: Code) -> Option<Handler> {
@@ -50,94 +50,99 @@ pub(super) fn select(code: Code) -> Option<Handler> {
 /// XINUSE: which components are not in their initial configuration. XGETBV with ECX = 1 returns it AND XCR0.
 #[must_use]
 pub fn xinuse(s: &State) -> u64 {
+    let mut used = [0; 4];
+    for register in &s.ymm {
+        used.iter_mut().zip(register).for_each(|(used, word)| *used |= word);
+    }
     let x87 = if fpu::is_init(s) { 0 } else { X87 };
-    let sse = if s.ymm.iter().all(|y| y[0] | y[1] == 0) { 0 } else { SSE };
-    let avx = if s.ymm.iter().all(|y| y[2] | y[3] == 0) { 0 } else { AVX };
+    let sse = if used[0] | used[1] == 0 { 0 } else { SSE };
+    let avx = if used[2] | used[3] == 0 { 0 } else { AVX };
     x87 | sse | avx
 }
 
-/// An XSAVE area (or its start) as bytes, addressed by the SDM's offsets.
-struct Area<'a>(&'a mut [u8]);
+/// An XSAVE area (or its start) in words; the methods say where the SDM has what.
+struct Area([u64; SIZE / 8]);
 
-impl Area<'_> {
-    fn get<const N: usize>(&self, at: usize) -> u64 {
-        (0..N).fold(0, |v, k| v | u64::from(self.0.get(at + k).copied().unwrap_or(0)) << (8 * k))
+impl Area {
+    const EMPTY: Self = Self([0; SIZE / 8]);
+
+    fn bytes(&self) -> &[u8; SIZE] {
+        // SAFETY: as many bytes, all of them initialised.
+        unsafe { &*self.0.as_ptr().cast() }
     }
 
-    fn put<const N: usize>(&mut self, at: usize, value: u64) {
-        if let Some(bytes) = self.0.get_mut(at..at + N) {
-            bytes.copy_from_slice(&value.to_le_bytes()[..N]);
-        }
+    fn bytes_mut(&mut self) -> &mut [u8; SIZE] {
+        // SAFETY: as above; any bytes make words.
+        unsafe { &mut *self.0.as_mut_ptr().cast() }
     }
 
-    /// Bytes 0..24 and 32..160 (SDM vol. 1, table 10-2); `wide`: 64-bit instruction and data pointers.
+    /// Bytes 0 to 23 and 32 to 159 (SDM vol. 1, table 10-2); `wide`: 64-bit instruction and data pointers.
     fn save_x87(&mut self, s: &State, wide: bool) {
-        self.put::<2>(0, s.fcw);
-        self.put::<2>(2, s.fsw);
-        self.put::<2>(4, u64::from(fpu::abridged(s.ftw)));
-        self.put::<2>(6, s.fop & 0x7ff);
-        if wide {
-            self.put::<8>(8, s.fip);
-            self.put::<8>(16, s.fdp);
+        let a = &mut self.0;
+        a[0] = s.fcw & 0xffff | (s.fsw & 0xffff) << 16 | u64::from(fpu::abridged(s.ftw)) << 32 | (s.fop & 0x7ff) << 48;
+        (a[1], a[2]) = if wide {
+            (s.fip, s.fdp)
         } else {
-            self.put::<8>(8, s.fip & 0xffff_ffff | (s.fcs & 0xffff) << 32);
-            self.put::<8>(16, s.fdp & 0xffff_ffff | (s.fds & 0xffff) << 32);
-        }
-        for (n, st) in s.st.iter().enumerate() {
-            self.put::<8>(32 + 16 * n, st[0]);
-            self.put::<8>(40 + 16 * n, st[1] & 0xffff);
+            (s.fip & 0xffff_ffff | (s.fcs & 0xffff) << 32, s.fdp & 0xffff_ffff | (s.fds & 0xffff) << 32)
+        };
+        for (to, st) in a[4..20].chunks_exact_mut(2).zip(&s.st) {
+            (to[0], to[1]) = (st[0], st[1] & 0xffff);
         }
     }
 
     fn load_x87(&self, s: &mut State, wide: bool) {
-        s.fcw = fpu::control(self.get::<2>(0) as u16);
-        s.fsw = self.get::<2>(2);
-        s.fop = self.get::<2>(6) & 0x7ff;
-        (s.fip, s.fdp) =
-            if wide { (self.get::<8>(8), self.get::<8>(16)) } else { (self.get::<4>(8), self.get::<4>(16)) };
+        let a = &self.0;
+        s.fcw = fpu::control(a[0] as u16);
+        s.fsw = a[0] >> 16 & 0xffff;
+        s.fop = a[0] >> 48 & 0x7ff;
+        (s.fip, s.fdp) = if wide { (a[1], a[2]) } else { (a[1] & 0xffff_ffff, a[2] & 0xffff_ffff) };
         (s.fcs, s.fds) = (0, 0);
-        for (n, st) in s.st.iter_mut().enumerate() {
-            *st = [self.get::<8>(32 + 16 * n), self.get::<2>(40 + 16 * n)];
+        for (from, st) in a[4..20].chunks_exact(2).zip(&mut s.st) {
+            *st = [from[0], from[1] & 0xffff];
         }
-        s.ftw = fpu::full_tags(s, self.get::<1>(4) as u8);
+        s.ftw = fpu::full_tags(s, (a[0] >> 32) as u8);
         fpu::update_es(s);
     }
 
+    /// MXCSR, at byte 24.
+    fn mxcsr(&self) -> u64 {
+        self.0[3] & 0xffff_ffff
+    }
+
     fn save_mxcsr(&mut self, s: &State) {
-        self.put::<4>(24, s.mxcsr);
-        self.put::<4>(28, u64::from(MXCSR_MASK));
+        self.0[3] = s.mxcsr & 0xffff_ffff | u64::from(MXCSR_MASK) << 32;
     }
 
     fn save_sse(&mut self, s: &State, registers: usize) {
-        for (n, y) in s.ymm.iter().take(registers).enumerate() {
-            self.put::<8>(160 + 16 * n, y[0]);
-            self.put::<8>(168 + 16 * n, y[1]);
+        for (to, y) in self.0[20..52].chunks_exact_mut(2).zip(&s.ymm).take(registers) {
+            (to[0], to[1]) = (y[0], y[1]);
         }
     }
 
     fn load_sse(&self, s: &mut State, registers: usize) {
-        for (n, y) in s.ymm.iter_mut().take(registers).enumerate() {
-            (y[0], y[1]) = (self.get::<8>(160 + 16 * n), self.get::<8>(168 + 16 * n));
+        for (from, y) in self.0[20..52].chunks_exact(2).zip(&mut s.ymm).take(registers) {
+            (y[0], y[1]) = (from[0], from[1]);
         }
     }
 
     fn save_avx(&mut self, s: &State, registers: usize) {
-        for (n, y) in s.ymm.iter().take(registers).enumerate() {
-            self.put::<8>(EXTENDED + 16 * n, y[2]);
-            self.put::<8>(EXTENDED + 16 * n + 8, y[3]);
+        for (to, y) in self.0[EXTENDED / 8..].chunks_exact_mut(2).zip(&s.ymm).take(registers) {
+            (to[0], to[1]) = (y[2], y[3]);
         }
     }
 
     fn load_avx(&self, s: &mut State, registers: usize) {
-        for (n, y) in s.ymm.iter_mut().take(registers).enumerate() {
-            (y[2], y[3]) = (self.get::<8>(EXTENDED + 16 * n), self.get::<8>(EXTENDED + 16 * n + 8));
+        for (from, y) in self.0[EXTENDED / 8..].chunks_exact(2).zip(&mut s.ymm).take(registers) {
+            (y[2], y[3]) = (from[0], from[1]);
         }
     }
 }
 
 fn x87_to_init(s: &mut State) {
-    fpu::init(s);
-    s.st = [[0; 2]; 8];
+    if !fpu::is_init(s) {
+        fpu::init(s);
+        s.st = [[0; 2]; 8];
+    }
 }
 
 /// FXSAVE and FXRSTOR: #NM by CR0.EM or CR0.TS, then #GP(0) unless the area is 16-byte aligned.
@@ -155,21 +160,19 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     // What the instruction leaves alone (bytes 416 to 511, XMM8 to XMM15 outside 64-bit mode) is not written.
     let registers = cpu.vector_registers();
     let end = 160 + 16 * registers;
-    let mut image = [0; 512];
-    let mut area = Area(&mut image);
+    let mut area = Area::EMPTY;
     area.save_x87(&cpu.state, WIDE);
     area.save_mxcsr(&cpu.state);
     area.save_sse(&cpu.state, registers);
     cpu.probe_write(linear, 512)?;
-    cpu.write_bytes(linear, &image[..end])
+    cpu.write_bytes(linear, &area.bytes()[..end])
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let linear = fx_area(cpu, insn, false)?;
-    let mut image = [0; 512];
-    cpu.read_bytes(linear, &mut image)?;
-    let area = Area(&mut image);
-    let mxcsr = area.get::<4>(24);
+    let mut area = Area::EMPTY;
+    cpu.read_bytes(linear, &mut area.bytes_mut()[..512])?;
+    let mxcsr = area.mxcsr();
     if mxcsr & !u64::from(MXCSR_MASK) != 0 {
         return Err(cpu.gp0());
     }
@@ -203,16 +206,24 @@ fn registers(cpu: &Cpu) -> usize {
     if cpu.mode.bits == Bits::B64 { 16 } else { 8 }
 }
 
-/// Writes components from `image` to the area at `linear`, each where it lies; nothing between them.
-fn write_components(cpu: &mut Cpu, linear: u64, image: &[u8], parts: &[(usize, usize)]) -> Exec {
+/// Writes components to the area at `linear`, each where it lies; nothing between them.
+fn write_components(cpu: &mut Cpu, linear: u64, area: &Area, parts: &[(usize, usize)]) -> Exec {
+    let bytes = area.bytes();
+    if let Some(to) = cpu.hit_write(linear, SIZE as u64) {
+        for &(start, end) in parts {
+            // SAFETY: the TLB vouches for the whole area, and `area` is Rust data and so not guest memory.
+            unsafe { std::ptr::copy_nonoverlapping(bytes[start..end].as_ptr(), to.add(start), end - start) };
+        }
+        return Ok(());
+    }
     for &(start, end) in parts {
         if end > start {
             cpu.probe_write(linear.wrapping_add(start as u64), (end - start) as u64)?;
         }
     }
     for &(start, end) in parts {
-        if let Some(bytes) = image.get(start..end).filter(|bytes| !bytes.is_empty()) {
-            cpu.write_bytes(linear.wrapping_add(start as u64), bytes)?;
+        if end > start {
+            cpu.write_bytes(linear.wrapping_add(start as u64), &bytes[start..end])?;
         }
     }
     Ok(())
@@ -230,23 +241,28 @@ fn component_parts(saved: u64, mxcsr: bool, registers: usize) -> [(usize, usize)
     ]
 }
 
+/// All components, each where it lies.
+fn components_of(s: &State, wide: bool, registers: usize) -> Area {
+    let mut area = Area::EMPTY;
+    area.save_x87(s, wide);
+    area.save_mxcsr(s);
+    area.save_sse(s, registers);
+    area.save_avx(s, registers);
+    area
+}
+
 /// XSAVE and XSAVEOPT (standard format; SDM vol. 1, 13.7 and 13.9).
 fn xsave<const WIDE: bool, const OPT: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     xsave_enabled(cpu)?;
     let (linear, rfbm) = xsave_area(cpu, insn, cpu.state.xcr0, true)?;
     let registers = registers(cpu);
     let used = xinuse(&cpu.state);
-    let mut image = [0; EXTENDED + AVX_SIZE];
-    let mut area = Area(&mut image);
-    area.save_x87(&cpu.state, WIDE);
-    area.save_mxcsr(&cpu.state);
-    area.save_sse(&cpu.state, registers);
-    area.save_avx(&cpu.state, registers);
+    let area = components_of(&cpu.state, WIDE, registers);
     let saved = if OPT { rfbm & used } else { rfbm };
     let header = linear.wrapping_add(512);
     let old: u64 = cpu.read(header)?;
     cpu.probe_write(header, 8)?;
-    write_components(cpu, linear, &image, &component_parts(saved, rfbm & (SSE | AVX) != 0, registers))?;
+    write_components(cpu, linear, &area, &component_parts(saved, rfbm & (SSE | AVX) != 0, registers))?;
     cpu.write(header, old & !rfbm | used & rfbm)
 }
 
@@ -264,15 +280,10 @@ fn xsavec<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, insn: &Insn) 
         used |= SSE;
     }
     let saved = rfbm & used;
-    let mut image = [0; EXTENDED + AVX_SIZE];
-    let mut area = Area(&mut image);
-    area.save_x87(&cpu.state, WIDE);
-    area.save_mxcsr(&cpu.state);
-    area.save_sse(&cpu.state, registers);
-    area.save_avx(&cpu.state, registers);
+    let area = components_of(&cpu.state, WIDE, registers);
     let header = linear.wrapping_add(512);
     cpu.probe_write(header, 16)?;
-    write_components(cpu, linear, &image, &component_parts(saved, saved & SSE != 0, registers))?;
+    write_components(cpu, linear, &area, &component_parts(saved, saved & SSE != 0, registers))?;
     cpu.write(header, saved)?;
     cpu.write(header.wrapping_add(8), rfbm | COMPACTED)
 }
@@ -285,15 +296,12 @@ fn xrstor<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, insn: &Insn) 
     }
     let components = cpu.state.xcr0 | if SUPERVISOR { cpu.state.xss } else { 0 };
     let (linear, rfbm) = xsave_area(cpu, insn, components, false)?;
-    let mut image = [0; EXTENDED + AVX_SIZE];
-    cpu.read_bytes(linear.wrapping_add(512), &mut image[512..EXTENDED])?;
-    let (present, format) = {
-        let area = Area(&mut image);
-        (area.get::<8>(512), area.get::<8>(520))
-    };
+    let mut area = Area::EMPTY;
+    cpu.read_bytes(linear.wrapping_add(512), &mut area.bytes_mut()[512..EXTENDED])?;
+    let (present, format) = (area.0[64], area.0[65]);
     let compacted = format & COMPACTED != 0;
-    let reserved = if compacted { &image[528..EXTENDED] } else { &image[520..536] };
-    let bad = reserved.iter().any(|&b| b != 0)
+    let reserved = if compacted { &area.0[66..EXTENDED / 8] } else { &area.0[65..67] };
+    let bad = reserved.iter().any(|&word| word != 0)
         || if compacted {
             format & !(components | COMPACTED) != 0 || present & !format != 0
         } else {
@@ -309,11 +317,10 @@ fn xrstor<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, insn: &Insn) 
     let registers = registers(cpu);
     for (start, end) in component_parts(restored, mxcsr, registers) {
         if end > start {
-            cpu.read_bytes(linear.wrapping_add(start as u64), &mut image[start..end])?;
+            cpu.read_bytes(linear.wrapping_add(start as u64), &mut area.bytes_mut()[start..end])?;
         }
     }
-    let area = Area(&mut image);
-    let new_mxcsr = area.get::<4>(24);
+    let new_mxcsr = area.mxcsr();
     if mxcsr && new_mxcsr & !u64::from(MXCSR_MASK) != 0 {
         return Err(cpu.gp0());
     }
@@ -329,7 +336,7 @@ fn xrstor<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, insn: &Insn) 
     } else if compacted && rfbm & SSE != 0 {
         s.mxcsr = 0x1f80;
     }
-    // A component that is in its initial state is zero in `image`.
+    // A component that is in its initial state is zero in `area`.
     if rfbm & SSE != 0 {
         area.load_sse(s, registers);
     }
