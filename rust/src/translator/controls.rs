@@ -1,17 +1,35 @@
 //! What VMCS, CR4 and the clock say of the instructions that translated code executes in line: put into the hot data
-//! whenever translated code is entered, so that fragments hold nothing of it.
+//! whenever translated code is entered, so that fragments hold nothing of it. What only a VM entry changes is put there at
+//! the entry.
 
-use super::hot::Refused;
+use super::hot::{Refused, Structures};
 use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::host_time;
 use crate::state::cr;
 use crate::vmx::bits::{primary, secondary};
+use crate::vmx::fields::slot;
 
 /// "Use TSC scaling" does nothing.
 const UNSCALED: u64 = 1 << 48;
 
 impl Cpu {
+    /// Fills in [`Structures`]: at VM entry, when the controls are loaded.
+    pub fn set_structures(&mut self) {
+        let page = |pa: u64| {
+            let inside = pa % 4096 == 0 && self.memory.contains(pa, 4096);
+            if inside { self.memory.ptr(pa).cast_const() } else { std::ptr::null() }
+        };
+        let mut structures = Structures { msr_bitmap: page(self.ctl.msr_bitmap), ..Structures::default() };
+        if self.ctl.secondary & secondary::VMCS_SHADOWING != 0 {
+            let shadow = page(self.vmcs.get(slot::GUEST_VMCS_LINK_POINTER));
+            if !shadow.is_null() {
+                (structures.vmread_bitmap, structures.shadow) = (page(self.ctl.vmread_bitmap), shadow);
+            }
+        }
+        self.state.hot().structures = structures;
+    }
+
     /// Fills in [`Refused`] and the time.
     pub(super) fn set_controls(&mut self) {
         let s = &*self.state;

@@ -21,7 +21,8 @@ pub fn live(insns: &[Insn], plans: &[Plan], exact: bool, result: &mut Vec<bool>)
         if exact
             || matches!(
                 plans[n],
-                Plan::Interpret | Plan::System(System::Call | System::Return | System::InterruptReturn)
+                Plan::Interpret
+                    | Plan::System(System::Call | System::Return | System::InterruptReturn | System::Register(_))
             )
         {
             live = STATUS;

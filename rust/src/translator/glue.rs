@@ -6,6 +6,7 @@ use super::crossing;
 use super::hot::{TARGETS, hot};
 use super::interrupt_return;
 use super::light;
+use super::registers;
 
 /// Guest registers that live in host registers: (guest, host).
 pub const MAP: [(u8, u8); 12] =
@@ -86,6 +87,12 @@ pub struct Glue {
     pub sysret: usize,
     /// See `interrupt_return`.
     pub interrupt_return: usize,
+    /// Routines of `registers`.
+    pub vmread: usize,
+    /// See `vmread`.
+    pub rdmsr: usize,
+    /// See `vmread`.
+    pub wrmsr: usize,
     /// S1 = site: calls the helper.
     pub slow: usize,
     /// S1 = offset from the page of the fragment, which becomes RIP: leaves with `Leave::Here`.
@@ -274,6 +281,9 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     g.syscall = crossing::syscall(a, &g);
     g.sysret = crossing::sysret(a, &g);
     g.interrupt_return = interrupt_return::generate(a, &g);
+    g.vmread = registers::vmread(a, &g);
+    g.rdmsr = registers::rdmsr(a, &g);
+    g.wrmsr = registers::wrmsr(a, &g);
     g
 }
 

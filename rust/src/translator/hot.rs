@@ -56,6 +56,25 @@ pub struct Refused {
     pub pause: u64,
 }
 
+/// Host addresses of what the VMCS names; null: there is none, and the helper is asked.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Structures {
+    /// MSR bitmaps.
+    pub msr_bitmap: *const u8,
+    /// VMREAD bitmap, where there is a shadow VMCS,
+    pub vmread_bitmap: *const u8,
+    /// and the shadow VMCS.
+    pub shadow: *const u8,
+}
+
+impl Default for Structures {
+    fn default() -> Self {
+        let nothing = std::ptr::null();
+        Self { msr_bitmap: nothing, vmread_bitmap: nothing, shadow: nothing }
+    }
+}
+
 /// See the module. What comes first is reached with short displacements.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -108,6 +127,8 @@ pub struct Hot {
     pub beyond: [u64; 4],
     /// What the helper has to look at, where it is not 0: see `Cpu::set_controls`.
     pub refused: Refused,
+    /// See [`Structures`].
+    pub structures: Structures,
     /// RDTSC in line: minus the counter at the anchor,
     pub time_anchor: u64,
     /// what a tick is,

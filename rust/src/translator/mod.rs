@@ -19,6 +19,7 @@ mod interrupt_return;
 mod light;
 mod listing;
 mod probe;
+mod registers;
 /// What a fragment takes for granted: bits of its variant.
 pub mod variant {
     /// SSE may run natively.

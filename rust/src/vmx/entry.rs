@@ -47,6 +47,7 @@ impl Cpu {
         }
         self.ctl = Controls::unpack(&self.vmcs);
         self.load_guest_state();
+        self.set_structures();
         self.vmcs.set(header::LAUNCH_STATE, 1);
         self.mmu_run_begin();
         self.replay_begin();

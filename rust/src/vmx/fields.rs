@@ -350,6 +350,19 @@ pub fn lookup(encoding: u64) -> Option<(&'static Field, bool)> {
     (!high || matches!(field.width(), Width::W64)).then_some((field, high))
 }
 
+/// For translated code, by encoding of a full access without its lowest bit: the offset of the field in its region, and in
+/// bits 31:16 by how much its value is shifted up and down again for its width; 0: no field.
+pub static READS: [u32; 1 << 14] = {
+    let mut table = [0; 1 << 14];
+    let mut i = 0;
+    while i < FIELDS.len() {
+        let field = &FIELDS[i];
+        table[field.encoding as usize >> 1] = field.slot as u32 * 8 + (field.mask().leading_zeros() << 16);
+        i += 1;
+    }
+    table
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,4 +11,5 @@ mod interrupts;
 mod native_blocks;
 mod pair;
 mod program;
+mod registers;
 mod stress;

@@ -59,7 +59,7 @@ const MTRRCAP_VALUE: u64 = 0x508;
 /// Microcode revision 1, in the upper half.
 const MICROCODE_REVISION: u64 = 1 << 32;
 /// IBRS, STIBP, SSBD, BHI_DIS_S.
-const SPEC_CTRL_BITS: u64 = 0x407;
+pub const SPEC_CTRL_BITS: u64 = 0x407;
 /// LBR and BTF.
 const DEBUGCTL_BITS: u64 = 3;
 /// Fast strings, performance monitoring, BTS and PEBS unavailable, MONITOR, XD disable, and the rest

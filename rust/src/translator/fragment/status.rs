@@ -5,7 +5,7 @@
 use super::super::classify::Plan;
 use super::super::flags::{STATUS, is_shift};
 use super::super::glue::{flags_aside, flags_back};
-use super::Builder;
+use super::{Builder, System};
 use crate::decode::Insn;
 
 /// The places where the flags are right, if they live.
@@ -44,6 +44,7 @@ pub(super) fn goes_by(plan: &Plan) -> bool {
             | Plan::Return
             | Plan::PushMemory
             | Plan::Nothing
+            | Plan::System(System::Register(_))
     )
 }
 

@@ -3,6 +3,7 @@
 
 use iced_x86::{Code, Mnemonic as M, OpKind, Register};
 
+use super::status::Flags;
 use super::{Builder, Cold};
 use crate::decode::Insn;
 use crate::state::seg;
@@ -35,6 +36,19 @@ pub enum System {
     Return,
     /// IRETQ at CPL 0.
     InterruptReturn,
+    /// A call of shared code, at CPL 0.
+    Register(Access),
+}
+
+/// See [`crate::translator::registers`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// VMREAD to a register.
+    VmRead,
+    /// RDMSR.
+    ReadMsr,
+    /// WRMSR.
+    WriteMsr,
 }
 
 impl System {
@@ -54,6 +68,11 @@ impl System {
             M::Syscall if variant & SUPERVISOR == 0 => Self::Call,
             M::Sysretq if variant & SUPERVISOR != 0 => Self::Return,
             M::Iretq if variant & SUPERVISOR != 0 => Self::InterruptReturn,
+            M::Rdmsr if variant & SUPERVISOR != 0 => Self::Register(Access::ReadMsr),
+            M::Wrmsr if variant & SUPERVISOR != 0 => Self::Register(Access::WriteMsr),
+            M::Vmread if variant & SUPERVISOR != 0 && i.op0_kind() == OpKind::Register => {
+                Self::Register(Access::VmRead)
+            }
             M::Cld if bmi2 => Self::ClearDirection,
             M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
                 if insn.address_mask == 0xffff {
@@ -81,6 +100,7 @@ impl Builder<'_> {
             System::ReadControl(cr3) => self.read_control(n, cr3),
             System::Call | System::Return => return self.crossing(n, system == System::Call),
             System::InterruptReturn => return self.interrupt_return(n),
+            System::Register(access) => self.register(n, access),
             System::Pause => {
                 let refused = self.unless_zero(n, Some(hot!(refused.pause)));
                 self.refused(n, vec![refused]);
@@ -113,6 +133,32 @@ impl Builder<'_> {
         self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
         self.jump_out(self.context.glue.interrupt_return);
         Some(true)
+    }
+
+    /// What `registers` does, or else the helper; both go on behind it.
+    fn register(&mut self, n: usize, access: Access) {
+        self.flags_may_go(n);
+        let glue = self.context.glue;
+        let routine = match access {
+            Access::VmRead => {
+                let from = self.address_register(self.insns[n].iced.op1_register().number() as u8, reg::S0);
+                if from != reg::S0 {
+                    self.a.mov(reg::S0, from);
+                }
+                glue.vmread
+            }
+            Access::ReadMsr => glue.rdmsr,
+            Access::WriteMsr => glue.wrmsr,
+        };
+        let site = self.site(n, None);
+        self.a.mov_imm(reg::S1, self.context.first_site + site as u32);
+        let at = self.a.call_later();
+        self.outside(at, routine);
+        if access == Access::VmRead {
+            self.set_guest(self.insns[n].iced.op0_register().number() as u8, reg::S0, true);
+            self.flags = Flags { host: true, saved: false };
+        }
+        self.resumes_here(site);
     }
 
     /// Branches away unless the word at `disp`, or S0, is 0; the flags stay where they live. Clobbers S1, and S0 if it
