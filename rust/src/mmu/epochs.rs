@@ -5,13 +5,13 @@
 //! what was found through it is remembered for the whole group of address spaces, across MOV to CR3.
 
 use super::space::Mmu;
-use super::tlb::Key;
+use super::tlb::{Context, Key};
 use crate::cpu::Cpu;
 
-/// Numbers are 10 bits, above two of the view and three that are left to who uses them ([`EPOCH_SPARE`]): bit 15 stays clear,
+/// Numbers are 11 bits, above two of the view and two that are left to who uses them ([`EPOCH_SPARE`]): bit 15 stays clear,
 /// so that no address that is not canonical looks like a canonical one under another number.
-const NUMBERS: u16 = 1 << 10;
-/// The first of three bits of [`Cpu::code_epochs`] that are always 0.
+const NUMBERS: u16 = 1 << 11;
+/// The first of two bits of [`Cpu::code_epochs`] that are always 0.
 pub const EPOCH_SPARE: u32 = 2;
 /// Groups are found anew when there are more.
 const GROUPS: usize = 64;
@@ -125,6 +125,13 @@ impl Mmu {
         }
     }
 
+    /// What is remembered for spaces under an EPT pointer is of no use: they have another of the
+    /// [`super::given::WORLDS`], where code is not the same.
+    pub(super) fn forget_targets_under(&mut self, eptp: u64) {
+        self.contexts.iter_mut().filter(|c| c.key.eptp == eptp).for_each(Context::forget_targets);
+        self.groups.iter_mut().filter(|g| g.key.eptp == eptp).for_each(Group::forget);
+    }
+
     fn new_number(&mut self, ran_out: &mut bool) -> u16 {
         self.last_epoch += 1;
         if self.last_epoch >= NUMBERS {
@@ -162,7 +169,7 @@ impl Cpu {
         if ran_out {
             forget(self);
         }
-        [lower << 5 | view as u16, upper << 5 | view as u16]
+        [lower << 4 | view as u16, upper << 4 | view as u16]
     }
 
     /// A branch to `linear`, where code was just fetched from, is about to be remembered under the numbers that

@@ -1,7 +1,7 @@
 //! What translated code may remember of the TLB: numbers that tell when translations that it was given out are void.
 //!
-//! Twice over: address spaces under two EPT pointers, as those of a guest and of its guest, keep what they were given while
-//! the other ones run ([`WORLDS`]).
+//! Several times over: address spaces under different EPT pointers, as those of a guest and of its guests, keep what they
+//! were given while the other ones run ([`WORLDS`]).
 //! They are kept apart by who was given them: accesses at CPL 3, and those at CPL 0 by the half of the address space.
 //! Kernels map their half as global pages, which every PCID shares (SDM 4.10.2.4), so that it survives switches between
 //! processes. Which translations the TLB itself drops is not decided here.
@@ -13,7 +13,7 @@ use super::tlb::{Context, Key};
 use crate::cpu::Cpu;
 
 /// EPT pointers whose address spaces keep what they were given apart; the least recently used one makes room.
-pub const WORLDS: usize = 2;
+pub const WORLDS: usize = 4;
 
 /// Single pages that are remembered as lost; who looks more seldom has lost everything.
 const LOST: usize = 16;
@@ -118,7 +118,7 @@ pub struct Given {
 impl Default for Given {
     fn default() -> Self {
         let world = |world| World { stamps: Stamps { world, ..Stamps::default() }, ..World::default() };
-        Self { worlds: [world(0), world(1)], current: 0 }
+        Self { worlds: std::array::from_fn(world), current: 0 }
     }
 }
 
@@ -214,6 +214,13 @@ impl Mmu {
         (now.wrapping_sub(since) <= LOST as u64).then(|| (since..now).filter_map(|n| world.lost[n as usize % LOST]))
     }
 
+    /// Which of the [`WORLDS`] runs.
+    #[inline]
+    #[must_use]
+    pub fn world_number(&self) -> usize {
+        self.given.current
+    }
+
     fn world(&self) -> &World {
         &self.given.worlds[self.given.current]
     }
@@ -229,14 +236,19 @@ impl Mmu {
                 world.forget(contexts);
             }
         }
+        let mut new = false;
         if given.worlds[given.current].eptp != key.eptp {
             let known = given.worlds.iter().position(|world| world.eptp == key.eptp);
-            let oldest = || usize::from(given.worlds[1].used < given.worlds[0].used);
-            given.current = known.unwrap_or_else(oldest);
+            new = known.is_none();
+            let oldest = || (0..WORLDS).min_by_key(|&n| given.worlds[n].used);
+            given.current = known.or_else(oldest).unwrap_or_default();
         }
         let world = &mut given.worlds[given.current];
         (world.eptp, world.used) = (key.eptp, clock);
         world.select(at, key, contexts);
+        if new {
+            self.forget_targets_under(key.eptp);
+        }
     }
 
     /// A supervisor access was given a translation that stays when its privilege is all that is asked for.

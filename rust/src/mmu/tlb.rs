@@ -323,7 +323,7 @@ impl Context {
     }
 
     /// Branch targets that were found under the present number may lead elsewhere now.
-    fn forget_targets(&mut self) {
+    pub(super) fn forget_targets(&mut self) {
         if self.epoch != 0 {
             self.epoch = 0;
             self.code_pages = CodePages::default();

@@ -132,7 +132,7 @@ const NO_KEY: u64 = !0;
 const EMPTY: Known = Known { key: NO_KEY, entry: std::ptr::null(), entry_saved: std::ptr::null(), len: 0 };
 
 fn in_front(key: u64) -> usize {
-    (key >> 6 ^ key >> 18 ^ key << 9) as usize & (FRONT - 1)
+    (key >> 7 ^ key >> 19 ^ key << 9) as usize & (FRONT - 1)
 }
 
 /// What the translator has done.
@@ -198,7 +198,7 @@ pub struct Translator {
 unsafe impl Send for Translator {}
 
 fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
-    host_pa << 7 | u64::from(crossing) << 6 | u64::from(variant & 63)
+    host_pa << 8 | u64::from(crossing) << 7 | u64::from(variant & 127)
 }
 
 impl Translator {

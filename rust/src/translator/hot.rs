@@ -151,9 +151,9 @@ pub struct Hot {
     pub cpu: *mut Cpu,
     /// The state of the MMU for which `slots` and the stacks hold.
     pub slots_stamps: [Stamps; WORLDS],
-    /// The world that runs, and the stacks of the other: as `stack_page` and `stack_delta`, at CPL 3 and at CPL 0.
+    /// The world that runs, and the stacks of the others: as `stack_page` and `stack_delta`, at CPL 3 and at CPL 0.
     pub world: usize,
-    other_world: [[u64; 2]; 2],
+    stacks: [[[u64; 2]; 2]; WORLDS],
     slots_secret: u64,
     /// The stack at the other privilege: as `stack_page` and `stack_delta`.
     pub other_stack: [u64; 2],
@@ -203,24 +203,25 @@ impl Hot {
     pub fn keep_slots(&mut self, mmu: &Mmu) {
         let stamps = mmu.stamps();
         if self.world != stamps.world {
-            self.world = stamps.world;
-            self.swap_stacks();
+            self.select_world(stamps.world);
         }
         if self.slots_stamps[stamps.world] != stamps {
             self.forget_dropped(mmu);
         }
     }
 
-    /// The stacks are from now on those of the other world.
-    fn swap_stacks(&mut self) {
+    /// World and stacks are from now on these.
+    fn select_world(&mut self, world: usize) {
         let mut stacks = [self.other_stack, [self.stack_page, self.stack_delta]];
         let present = usize::from(self.supervisor_stack);
         if present == 0 {
             stacks.swap(0, 1);
         }
-        let other = std::mem::replace(&mut self.other_world, stacks);
-        [self.stack_page, self.stack_delta] = other[present];
-        self.other_stack = other[1 - present];
+        self.stacks[self.world] = stacks;
+        self.world = world;
+        let stacks = &self.stacks[world];
+        [self.stack_page, self.stack_delta] = stacks[present];
+        self.other_stack = stacks[1 - present];
     }
 
     fn forget_dropped(&mut self, mmu: &Mmu) {
@@ -340,13 +341,10 @@ impl Hot {
         self.no_direction_mask = !flag::DF;
         self.beyond = [!0xfff, !0xffe, !0xffc, !0xff8];
         self.slots_secret = RandomState::new().hash_one(0u8);
+        // A world's slots and stacks are emptied when it runs first, by what is no state of the MMU: the memory of those that
+        // never do is not touched.
         self.filled = [3; WORLDS * WORLD];
-        for world in 0..WORLDS {
-            self.world = world;
-            self.forget_slots(true, [true; 2]);
-            self.swap_stacks();
-        }
-        self.world = 0;
+        self.slots_stamps = [Stamps { user: !0, supervisor: [!0; 2], ..Stamps::default() }; WORLDS];
         self.forget_targets();
     }
 

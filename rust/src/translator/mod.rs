@@ -32,8 +32,16 @@ pub mod variant {
     pub const SMAP: u8 = 8;
     /// Each access to the stack is checked alone.
     pub const PLAIN: u8 = 16;
-    /// Which of two parts of the slots are its own.
-    pub const WORLD: u8 = 32;
+    /// Which part of the slots is its own: two bits, from bit
+    pub const WORLD: u32 = 5;
+
+    /// The part of the slots.
+    #[inline]
+    #[must_use]
+    pub const fn world(variant: u8) -> usize {
+        (variant >> WORLD & 3) as usize
+    }
+    const _: () = assert!(crate::mmu::WORLDS == 4);
 }
 mod run;
 mod shape;

@@ -81,7 +81,7 @@ impl Cpu {
             | bit(avx, variant::AVX)
             | bit(supervisor, variant::SUPERVISOR)
             | bit(smap, variant::SMAP)
-            | bit(self.mmu.stamps().world != 0, variant::WORLD)
+            | (self.mmu.world_number() as u8) << variant::WORLD
     }
 
     /// Fragments know 64-bit mode with CPL 0 or 3, and do not check alignment.
@@ -93,10 +93,8 @@ impl Cpu {
     /// Branch targets are those of the present address space and privilege, and of a variant.
     fn set_epochs(&mut self, variant: u8) {
         let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
-        // The same code is another fragment where vector instructions may run natively, and in another world.
-        let vector = variant & (variant::SSE | variant::AVX);
-        let world = if variant & variant::WORLD != 0 { 4 } else { 0 };
-        let other = u16::from(vector | world) << EPOCH_SPARE;
+        // The same code is another fragment where vector instructions may run natively.
+        let other = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
         self.state.hot().set_epochs(epochs.map(|epoch| epoch | other));
     }
 

@@ -330,9 +330,22 @@ fn what_was_given_out_survives_while_spaces_under_another_ept_pointer_run() {
     let before = [run(&mut m, first), run(&mut m, second)];
     m.cpu.invalidate(Invalidation::WriteProtect { page: Some(OLD) });
     assert_eq!(run(&mut m, first).lost, before[0].lost + 1);
-    // A third takes the place of the one that did not run for longest.
+    // Four are kept; a fifth takes the place of the one that did not run for longest.
+    let others = [0x100, 0x200].map(|bits| run(&mut m, first ^ bits).world);
     let [first_stamps, _] = [run(&mut m, first), run(&mut m, second)];
-    let third = run(&mut m, first ^ 0x100);
-    assert_eq!(third.world, first_stamps.world);
-    assert_ne!(third.user, first_stamps.user);
+    let four = [before[0].world, before[1].world, others[0], others[1]];
+    assert!((0..4).all(|world| four.contains(&world)), "{four:?}");
+    let fifth = run(&mut m, first ^ 0x400);
+    assert_eq!(fifth.world, others[0]);
+    // Who comes back to another place takes no code along that was made for the first.
+    let epochs = |m: &mut Machine| m.cpu.code_epochs(|_| ());
+    run(&mut m, first);
+    let known = epochs(&mut m);
+    assert_eq!(run(&mut m, first), first_stamps);
+    assert_eq!(epochs(&mut m), known);
+    for bits in [0x100, 0x200, 0x400, 0x800] {
+        run(&mut m, first ^ bits);
+    }
+    assert_ne!(run(&mut m, first).world, first_stamps.world);
+    assert_ne!(epochs(&mut m), known);
 }

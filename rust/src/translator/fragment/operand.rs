@@ -5,7 +5,7 @@ use super::super::classify::MemoryOperand;
 use super::super::glue::{flags_aside, flags_back, gpr, host, state};
 use super::super::hot::{SLOTS, hot, slot_part};
 use super::super::probe::leave_page;
-use super::super::variant::{SUPERVISOR, WORLD};
+use super::super::variant::{SUPERVISOR, world};
 use super::Builder;
 use super::groups::Access;
 use crate::decode::{SLOT_NONE, SLOT_RIP};
@@ -98,7 +98,7 @@ impl Builder<'_> {
     /// The next site, for an access by instruction `n`, and where its slot lies.
     fn slot(&mut self, n: usize, m: MemoryOperand) -> (usize, i32) {
         let variant = self.context.variant;
-        let part = slot_part(m.written, variant & SUPERVISOR != 0, usize::from(variant & WORLD != 0));
+        let part = slot_part(m.written, variant & SUPERVISOR != 0, world(variant));
         let site = self.site(n, None);
         let number = (self.context.first_site as usize + site) % SLOTS;
         (site, hot!(slots) + 16 * (part + number) as i32)
