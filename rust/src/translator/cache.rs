@@ -7,6 +7,7 @@ use std::time::Instant;
 use iced_x86::Mnemonic;
 
 use super::asm::Asm;
+use super::far::{COUNTERS, FarLink};
 use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
 use super::hot::Hot;
@@ -178,6 +179,8 @@ pub struct Translator {
     pub sites: Vec<Site>,
     /// Direct branches, by number.
     pub links: Vec<Link>,
+    /// Those to other pages, by number.
+    pub(super) far: Vec<FarLink>,
     pub(super) scratch: fragment::Scratch,
     limit: usize,
     /// Flags are exact wherever the state can be seen: for lockstep with the interpreter.
@@ -223,6 +226,7 @@ impl Translator {
             by_page: HashMap::default(),
             sites: Vec::new(),
             links: Vec::new(),
+            far: Vec::new(),
             scratch: fragment::Scratch::default(),
             limit,
             exact_flags: false,
@@ -292,6 +296,7 @@ impl Translator {
         self.by_page.clear();
         self.sites.clear();
         self.links.clear();
+        self.far.clear();
         self.code.clear();
         // The shared code is made again at the same address.
         let mut asm = Asm::default();
@@ -302,8 +307,8 @@ impl Translator {
         self.statistics.evictions += 1;
     }
 
-    /// Translates a block that is fresh. `None`: it is not to be had now.
-    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
+    /// Translates a block that is fresh, and is to run at `linear`. `None`: it is not to be had now.
+    pub fn make(&mut self, block: &Block, linear: u64, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
         let host_pa = block.host_pa;
         let crossing = block.second_pa != ONE_PAGE;
         let mut old = None;
@@ -325,12 +330,15 @@ impl Translator {
         }
         let next = follower(block, memory);
         let first_link = self.links.len() as u32;
+        let upper = linear >> 63 != 0;
         let context = Context {
             glue_base: self.glue_base as u64,
             glue: self.glue,
             first_site: self.sites.len() as u32,
             first_link,
+            first_far: self.far.len() as u32,
             variant,
+            upper,
             next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
@@ -369,6 +377,11 @@ impl Translator {
             let target = host_pa & !4095 | u64::from(link.target);
             let variant = variant & !PLAIN | if link.plain { PLAIN } else { 0 };
             self.links.push(Link { at: address(link.at), target, variant, saved: link.saved, next: NOBODY });
+        }
+        for far in &draft.far {
+            hot.countdown[self.far.len() % COUNTERS] = 1;
+            let in_line = |at: u32| line.wrapping_add(at as usize);
+            self.far.push(FarLink::new(far, upper, in_line));
         }
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),

@@ -54,6 +54,15 @@ pub struct Link {
     pub saved: bool,
 }
 
+/// A direct branch to another page: offsets in line of what it is compared with and of its rel32; see [`super::far`].
+#[derive(Clone, Copy, Debug)]
+pub struct Far {
+    /// The imm64.
+    pub expected: u32,
+    /// The rel32.
+    pub jump: u32,
+}
+
 /// A place in a fragment's code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place32 {
@@ -91,6 +100,8 @@ pub struct Draft {
     pub sites: Vec<Site>,
     /// Direct branches.
     pub links: Vec<Link>,
+    /// Those to other pages.
+    pub far: Vec<Far>,
     /// Instructions that run as themselves, for statistics.
     pub native: u32,
     /// Where the code of each guest instruction begins, and the end.
@@ -108,8 +119,12 @@ pub struct Context<'a> {
     pub first_site: u32,
     /// See `first_site`.
     pub first_link: u32,
+    /// See `first_site`.
+    pub first_far: u32,
     /// What the fragment takes for granted.
     pub variant: u8,
+    /// It is expected to run in the upper half of the address space.
+    pub upper: bool,
     /// The instruction behind the block, where the last one is STI.
     pub next: Option<&'a Insn>,
     /// Flags are exact at every point where the state can be seen.
@@ -174,6 +189,7 @@ impl Draft {
         self.branches.clear();
         self.sites.clear();
         self.links.clear();
+        self.far.clear();
         self.starts.clear();
         self.native = 0;
     }

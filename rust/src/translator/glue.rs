@@ -81,6 +81,8 @@ pub struct Glue {
     pub lookup: usize,
     /// The same, with the flags saved.
     pub lookup_saved: usize,
+    /// Target in S0, S1 = number of the branch, which is to be linked; flags saved. See `far`.
+    pub link_far: usize,
     /// S0 = the address behind, S1 = site; see `crossing`.
     pub syscall: usize,
     /// S1 = site.
@@ -275,7 +277,11 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.store(reg::S0, hot!(rip_page));
     a.jmp_mem(entry(hot!(targets) + 8));
     a.bind_here(miss);
-    light::resolve(a, avx, saved);
+    light::resolve(a, avx, saved, false);
+    g.link_far = a.at();
+    a.store(reg::S0, state!(rip));
+    a.store(reg::S1, hot!(target));
+    light::resolve(a, avx, saved, true);
     let fills = [false, true].map(|written| light::fill(a, avx, written));
     g.probes = super::probe::generate(a, fills);
     g.syscall = crossing::syscall(a, &g);

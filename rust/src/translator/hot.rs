@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
 use super::crossing::Side;
+use super::far::COUNTERS;
 use crate::cpu::Cpu;
 use crate::mmu::{Lost, Mmu, Stamps, TlbEntry, WORLDS};
 use crate::state::flag;
@@ -97,6 +98,9 @@ pub struct Hot {
     pub saved_flags: u64,
     /// Target of an indirect call while its return address is pushed.
     pub target: u64,
+    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
+    /// `Cpu::code_epochs`.
+    pub epochs: [u64; 2],
     /// Host pointers of groups of accesses while something else is in their register; see `fragment::groups`.
     pub pointers: [u64; POINTERS],
     /// Scratch of probes.
@@ -107,9 +111,6 @@ pub struct Hot {
     pub tlb_unchecked: *const TlbEntry,
     /// Not 0: somebody waits for RFLAGS.IF, an interrupt window or a virtual interrupt.
     pub window: u64,
-    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
-    /// `Cpu::code_epochs`.
-    pub epochs: [u64; 2],
     /// Spreads branch targets over their table.
     pub spread: u64,
     /// Masks for PEXT and PDEP: the arithmetic flags,
@@ -161,6 +162,8 @@ pub struct Hot {
     pub supervisor_stack: bool,
     /// What pages the slots of each block may hold: of the lower half of the address space (bit 0), of the upper (bit 1).
     pub filled: [u8; WORLDS * WORLD],
+    /// What is left until a direct branch to another page is linked, by its number; see `far`.
+    pub countdown: [u8; COUNTERS],
     /// What empty slots point to.
     dummy: [u64; 512 + 8],
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access

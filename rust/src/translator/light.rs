@@ -47,11 +47,11 @@ pub fn fill(a: &mut Asm, avx: bool, written: bool) -> usize {
     at
 }
 
-/// Goes on at the fragment for `state.rip`, flags saved, or to `out`.
-pub fn resolve(a: &mut Asm, avx: bool, out: usize) {
+/// Goes on at the fragment for `state.rip`, flags saved, or to `out`; `far`: and links branch `hot.target` to it.
+pub fn resolve(a: &mut Asm, avx: bool, out: usize, far: bool) {
     a.load(reg::S0, state!(rip));
     a.lea(true, reg::RSP, Address::base(reg::RSP, -DEPTH));
-    call(a, avx, resolved as *const () as u64, 0, |a| a.mov(reg::S0, reg::RAX));
+    call(a, avx, resolved as *const () as u64, u32::from(far), |a| a.mov(reg::S0, reg::RAX));
     a.lea(true, reg::RSP, Address::base(reg::RSP, DEPTH));
     a.op_reg(true, 0x85, reg::S0, reg::S0); // test s0, s0
     let nowhere = a.jcc_later(cc::E);
@@ -72,12 +72,12 @@ extern "C" fn filled(cpu: *mut Cpu, linear: u64, write: u32) -> u32 {
 }
 
 /// Entry for saved flags of the fragment at `linear`, or null.
-extern "C" fn resolved(cpu: *mut Cpu, linear: u64, _: u32) -> *const u8 {
+extern "C" fn resolved(cpu: *mut Cpu, linear: u64, far: u32) -> *const u8 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
     let found = catch_unwind(AssertUnwindSafe(|| {
         cpu.take_view();
-        cpu.resolve(linear)
+        if far != 0 { cpu.resolve_far(linear) } else { cpu.resolve(linear) }
     }));
     found.ok().flatten().unwrap_or(std::ptr::null())
 }

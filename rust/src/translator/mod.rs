@@ -11,6 +11,7 @@ mod classify;
 mod controls;
 mod crossing;
 mod encoding;
+mod far;
 mod flags;
 mod fragment;
 mod glue;

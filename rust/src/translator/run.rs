@@ -92,7 +92,10 @@ impl Cpu {
 
     /// Branch targets are those of the present address space and privilege, and of a variant.
     fn set_epochs(&mut self, variant: u8) {
-        let epochs = self.code_epochs(|cpu| cpu.state.hot().forget_targets());
+        let epochs = self.code_epochs(|cpu| {
+            cpu.state.hot().forget_targets();
+            cpu.translator.iter_mut().for_each(|translator| translator.unlink_far());
+        });
         // The same code is another fragment where vector instructions may run natively.
         let other = u16::from(variant & (variant::SSE | variant::AVX)) << EPOCH_SPARE;
         self.state.hot().set_epochs(epochs.map(|epoch| epoch | other));
@@ -130,7 +133,7 @@ impl Cpu {
         let known = match translator.find_block(block, variant) {
             Some(known) => known,
             // SAFETY: `hot` lies before the state, which is not touched meanwhile.
-            None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
+            None => translator.make(block, linear, variant, &self.memory, unsafe { &mut *hot })?,
         };
         if block.second_pa != ONE_PAGE {
             self.note_code((linear | 0xfff).wrapping_add(1));

@@ -247,6 +247,48 @@ fn page_tables_that_change_under_running_code() {
     assert!(guests[0].cpu.state.gpr[gpr::RCX] > 1000);
 }
 
+#[test]
+fn a_page_that_is_called_directly_moves() {
+    // top: xchg [rbx], rax (the entry of the page that is called); invlpg [rdi]; call +0x1000; dec rcx; jnz over;
+    // mov ecx, 100; xchg [rbx], rax; over: jmp top. It moves all the time, and stays for one round now and then.
+    let mut code = vec![0; 0x3000];
+    code[..11].copy_from_slice(&[0x48, 0x87, 0x03, 0x0f, 0x01, 0x3f, 0xe8, 0xf5, 0x0f, 0, 0]);
+    code[11..16].copy_from_slice(&[0x48, 0xff, 0xc9, 0x75, 8]);
+    code[16..24].copy_from_slice(&[0xb9, 100, 0, 0, 0, 0x48, 0x87, 0x03]);
+    code[24..26].copy_from_slice(&[0xeb, 0xe6]);
+    code[0x1000..0x1004].copy_from_slice(&[0x48, 0xff, 0xc6, 0xc3]); // inc rsi; ret
+    code[0x2000..0x2005].copy_from_slice(&[0x48, 0x83, 0xc6, 9, 0xc3]); // add rsi, 9; ret
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        let s = &mut *guest.cpu.state;
+        s.gpr[gpr::RBX] = TABLES + 0x3000 + 8;
+        s.gpr[gpr::RAX] = (CODE + 0x2000) | 0x67;
+        (s.gpr[gpr::RDI], s.gpr[gpr::RCX]) = (CODE + 0x1000, 100);
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RSI] > 1000);
+}
+
+#[test]
+fn code_at_two_addresses_calls_what_lies_beside_it() {
+    // top: call +0x1000; xchg rax, rbx; inc rcx; test cl, 0x70; jz top; jmp rax. The same page lies at another address,
+    // where the next one is another.
+    let mut code = vec![0; 0x3000];
+    code[..5].copy_from_slice(&[0xe8, 0xfb, 0x0f, 0, 0]);
+    code[5..17].copy_from_slice(&[0x48, 0x93, 0x48, 0xff, 0xc1, 0xf6, 0xc1, 0x70, 0x74, 0xf1, 0xff, 0xe0]);
+    code[0x1000..0x1004].copy_from_slice(&[0x48, 0xff, 0xc6, 0xc3]); // inc rsi; ret
+    code[0x2000..0x2005].copy_from_slice(&[0x48, 0x83, 0xc6, 9, 0xc3]); // add rsi, 9; ret
+    let other = CODE + 0x8_0000;
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.map(other, CODE, 7);
+        guest.map(other + 0x1000, CODE + 0x2000, 7);
+        (guest.cpu.state.gpr[gpr::RAX], guest.cpu.state.gpr[gpr::RBX]) = (CODE, other);
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RSI] > 1000);
+}
+
 /// As above, but who reads is a user: kernel: xchg [rbx], rax; invlpg [rdi]; sysretq. User: add rbp, [rdi]; syscall;
 /// jmp user.
 #[test]

@@ -3,11 +3,12 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::super::asm::{Address, reg};
+use super::super::asm::{Address, cc, reg};
 use super::super::classify::MemoryOperand;
-use super::super::glue::{flags_back, gpr, host};
+use super::super::far;
+use super::super::glue::{flags_aside, flags_back, gpr, host};
 use super::super::hot::hot;
-use super::{Builder, Link, PAGE, Place32};
+use super::{Builder, Far, Link, PAGE, Place32};
 
 impl Builder<'_> {
     /// Offset of a direct branch's target from the start of the page.
@@ -28,9 +29,34 @@ impl Builder<'_> {
             let at = self.a.jmp_later();
             self.branch_to(at, offset);
         } else {
-            self.linear_of(reg::S0, offset);
-            self.look_up();
+            self.go_far(offset);
         }
+    }
+
+    /// The same, to another page.
+    fn go_far(&mut self, offset: i64) {
+        if !self.flags.saved {
+            flags_aside(&mut self.a);
+        }
+        let expected = far::expected(&mut self.a) as u32;
+        let other = far::compare(&mut self.a, self.context.upper);
+        let pages = (offset & !(PAGE as i64 - 1)) as i32;
+        if pages != 0 {
+            self.a.op_mem(true, 0x81, 0, Address::base(reg::RSP, hot!(rip_page))); // add qword [rip_page], imm32
+            self.a.bytes(&pages.to_le_bytes());
+        }
+        let jump = self.a.jmp_later() as u32;
+        let number = self.context.first_far + self.draft.far.len() as u32;
+        self.draft.far.push(Far { expected, jump });
+        self.bind_cold(other);
+        self.c.load(reg::S0, hot!(rip_page));
+        self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
+        self.c.op_mem(false, 0xfe, 1, Address::base(reg::RSP, far::counter(number))); // dec byte [counter]
+        let look_up = self.c.jcc_later(cc::NE);
+        self.cold_outside(look_up, self.context.glue.lookup_saved);
+        self.c.mov_imm(reg::S1, number);
+        let out = self.c.jmp_later();
+        self.cold_outside(out, self.context.glue.link_far);
     }
 
     /// Control goes to the address in S0.
