@@ -223,7 +223,7 @@ impl Cpu {
 
     /// One boundary with everything asked, then one instruction.
     #[inline(never)]
-    fn careful_step(&mut self) -> Exec {
+    pub(crate) fn careful_step(&mut self) -> Exec {
         let bits = self.doorbell.bits.load(Ordering::Acquire);
         if bits & attention::STOP != 0 {
             return Err(Stop::Again);

@@ -8,7 +8,8 @@ use super::asm::{Address, Asm, cc, reg};
 use super::glue::{Glue, and_imm, gpr, restore_flags, save_flags, shift_left, shift_right, state};
 use super::hot::{Hot, hot};
 use crate::cpu::Cpu;
-use crate::state::{cr, flag, seg};
+use crate::interpreter::system::segment::access;
+use crate::state::{Segment, cr, flag, seg};
 
 const R11: u8 = 11;
 
@@ -20,6 +21,9 @@ pub(super) const DPL3: u32 = 3 << 5;
 const LOADED: u32 = 0x003c_7fd7;
 /// Those that it loads by the helper: a trap is due, or alignment may be checked.
 const ODD: u32 = (flag::TF | flag::AC) as u32;
+
+/// Bytes of a segment register in the state.
+const SEGMENT: i32 = size_of::<Segment>() as i32;
 
 /// One direction.
 #[repr(C)]
@@ -157,13 +161,20 @@ fn load_segments(a: &mut Asm, side: i32, dpl: u32) {
 
 /// A flat segment with the selector in S1, which it clobbers.
 pub(super) fn flat_segment(a: &mut Asm, register: usize, access: u32) {
-    const SEGMENT: i32 = size_of::<crate::state::Segment>() as i32;
     let at = state!(seg) + SEGMENT * register as i32;
     a.store(reg::S1, at);
     store_imm(a, at + 8, 0);
     a.mov_imm(reg::S1, !0);
     a.store(reg::S1, at + 16);
     store_imm(a, at + 24, access);
+}
+
+/// What a null selector with RPL 0 leaves in SS.
+pub(super) fn null_segment(a: &mut Asm, register: usize) {
+    let at = state!(seg) + SEGMENT * register as i32;
+    for (field, value) in [(0, 0), (8, 0), (16, 0), (24, access::UNUSABLE as u32)] {
+        store_imm(a, at + field, value);
+    }
 }
 
 /// The TLB array, the epochs and the stack of the other privilege. Clobbers S0 and S1.

@@ -4,7 +4,7 @@
 //! The descriptors are read each time; whatever differs from this goes to the interpreter's handler (SDM vol. 2, IRET).
 
 use super::asm::{Address, Asm, cc, reg};
-use super::crossing::{CODE, DATA, DPL3, change_privilege, flat_segment, load_flags, store_imm};
+use super::crossing::{CODE, DATA, DPL3, change_privilege, flat_segment, load_flags, null_segment, store_imm};
 use super::glue::{Glue, and_imm, flags_back, in_state, state};
 use super::hot::hot;
 use crate::interpreter::events::blocking;
@@ -116,8 +116,6 @@ pub fn generate(a: &mut Asm, g: &Glue) -> usize {
     away.if_set(a, state!(rflags), (flag::NT | flag::AC) as u32);
     away.if_set(a, state!(interruptibility), blocking::NMI as u32);
     away.if_set(a, state!(gdtr_base), 0xfff);
-    // IF may become 1.
-    away.if_not_zero(a, hot!(window));
     // The frame lies in the page of stack.
     a.mov(reg::RAX, reg::GUEST_RSP);
     a.op_mem(true, 0x2b, reg::RAX, Address::base(reg::RSP, hot!(stack_page)));
@@ -128,6 +126,12 @@ pub fn generate(a: &mut Asm, g: &Glue) -> usize {
     a.op_mem(false, 0xf7, 0, in_frame(FLAGS)); // test dword [flags], odd
     a.bytes(&ODD.to_le_bytes());
     away.when(a, cc::NE);
+    // IF may become 1.
+    a.op_mem(false, 0xf7, 0, in_frame(FLAGS)); // test dword [flags], IF
+    a.bytes(&(flag::IF as u32).to_le_bytes());
+    let blocked = a.jcc_later(cc::E);
+    away.if_not_zero(a, hot!(window));
+    a.bind_here(blocked);
     // RIP is canonical.
     a.op_mem(true, 0x8b, reg::RCX, in_frame(RIP));
     a.mov(reg::RDX, reg::RCX);
@@ -161,10 +165,21 @@ pub fn generate(a: &mut Asm, g: &Glue) -> usize {
 fn leave(a: &mut Asm, g: &Glue, away: &mut Away, rpl: u32) {
     away.unless_descriptor(a, rpl, FLAT_CODE);
     load_word(a, reg::RCX, in_frame(SS));
+    // A null selector will do within CPL 0: there it is what interrupts leave in SS.
+    let null = (rpl == 0).then(|| {
+        a.op_reg(false, 0x85, reg::RCX, reg::RCX); // test ecx, ecx
+        a.jcc_later(cc::E)
+    });
     away.unless_descriptor(a, rpl, FLAT_DATA);
     // Nothing is in the way any more.
     a.mov(reg::S1, reg::RCX);
     flat_segment(a, seg::SS, DATA | rpl << 5);
+    if let Some(null) = null {
+        let flat = a.jmp_later();
+        a.bind_here(null);
+        null_segment(a, seg::SS);
+        a.bind_here(flat);
+    }
     load_word(a, reg::S1, in_frame(CS));
     flat_segment(a, seg::CS, CODE | rpl << 5);
     store_imm(a, state!(monitor), 0);

@@ -4,12 +4,15 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
+use iced_x86::Mnemonic;
+
 use super::cache::{Changes, DEFAULT_BYTES, Known, Site, Translator};
 use super::glue::Leave;
 use super::hot::Hot;
 use super::variant;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn, ONE_PAGE};
+use crate::interpreter::events::blocking;
 use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::mmu::EPOCH_SPARE;
 use crate::state::{cr, flag, gpr};
@@ -281,7 +284,7 @@ impl Cpu {
                 self.state.retired += 1;
                 let left = stop_at.wrapping_sub(self.state.retired) as i64;
                 if site.resume.is_null() {
-                    return self.goes_elsewhere(seen);
+                    return self.in_shadow(&site) && self.goes_elsewhere(seen);
                 }
                 let stamps = self.translation_stamps();
                 // A group of stack accesses may go on behind this instruction: its page must still hold.
@@ -315,6 +318,19 @@ impl Cpu {
                 false
             }
         }
+    }
+
+    /// Behind STI the next instruction still belongs to it: interrupts are blocked until that has executed. False: the run ends
+    /// there.
+    fn in_shadow(&mut self, site: &Site) -> bool {
+        let blocked = site.mnemonic == Mnemonic::Sti && self.state.interruptibility & blocking::STI != 0;
+        if !blocked || self.state.retired == self.stop_at {
+            return true;
+        }
+        let step = self.careful_step();
+        let Err(stop) = step else { return true };
+        self.outcome.stop = Some((stop, site.insn));
+        false
     }
 
     /// What a fragment takes for granted, or translated code has in its hot data, is as it was before the instruction.

@@ -51,11 +51,48 @@ fn same_segments_and_flags(guests: &[Guest; 2]) {
 
 #[test]
 fn returns_stay_in_translated_code() {
-    let mut guests = guests();
+    // The kernel's SS, or the null selector that an interrupt leaves there.
+    for stack in [0x10, 0] {
+        let mut guests = guests();
+        alike(&mut guests, pieces(), |guest, _| guest.cpu.state.gpr[13] = stack);
+        same_segments_and_flags(&guests);
+        assert!(guests[1].cpu.state.gpr[gpr::RBX] > 800);
+        assert!(helped(&guests[1]) < 100);
+    }
+}
+
+/// STI before an instruction that may fault, exit or go anywhere: what it blocks is blocked until that has executed.
+#[test]
+fn instructions_behind_sti_stay_in_translated_code() {
+    // top: cli; call +1; jmp top.  There: inc rbx; sti; ret
+    let code = [0xfa, 0xe8, 2, 0, 0, 0, 0xeb, 0xf8, 0x48, 0xff, 0xc3, 0xfb, 0xc3];
+    let mut guests = both(&code);
     alike(&mut guests, pieces(), |_, _| {});
-    same_segments_and_flags(&guests);
-    assert!(guests[1].cpu.state.gpr[gpr::RBX] > 800);
-    assert!(helped(&guests[1]) < 100);
+    let [i, t] = guests.each_ref().map(|guest| &guest.cpu.state);
+    assert_eq!((i.rflags & flag::IF, i.interruptibility), (t.rflags & flag::IF, t.interruptibility));
+    let translator = guests[1].cpu.translator.as_ref().expect("a translator");
+    let helped = translator.helped_by[iced_x86::Mnemonic::Sti as usize];
+    assert!(helped > 800 && translator.statistics.entries < 500, "{helped} {}", translator.statistics.entries);
+}
+
+#[test]
+fn an_exit_behind_sti_says_that_interrupts_are_blocked() {
+    // cli; sti; cpuid
+    let mut guests = both(&[0xfa, 0xfb, 0x0f, 0xa2]);
+    for _ in 0..3 {
+        let stops = guests.each_mut().map(|guest| {
+            guest.cpu.state.rip = CODE;
+            guest.cpu.state.interruptibility = 0;
+            guest.run(10)
+        });
+        assert_eq!(stops[0], stops[1]);
+        let [i, t] = guests.each_ref().map(|guest| {
+            let s = &guest.cpu.state;
+            (s.rip, s.interruptibility, s.rflags & flag::IF, s.retired, guest.cpu.exit.reason)
+        });
+        assert_eq!(i, t);
+        assert_eq!((i.0, i.1), (CODE + 2, 1));
+    }
 }
 
 /// Each piece begins with something else that differs, and ends as the interpreter says.

@@ -399,7 +399,7 @@ impl Builder<'_> {
     }
 }
 
-/// Register moves and NOPs: they neither fault nor exit, and read no flags.
+/// Register moves, NOPs and direct jumps: they neither fault nor exit, and read no flags.
 fn is_harmless(insn: &Insn) -> bool {
     use iced_x86::Mnemonic as M;
     let i = &insn.iced;
@@ -411,6 +411,7 @@ fn is_harmless(insn: &Insn) -> bool {
     });
     match i.mnemonic() {
         M::Nop => true,
+        M::Jmp => i.is_jmp_short_or_near(),
         M::Mov | M::Xor | M::And | M::Or | M::Add | M::Sub | M::Test | M::Cmp => registers,
         M::Lea => true,
         _ => false,
