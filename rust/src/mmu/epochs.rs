@@ -9,7 +9,7 @@ use super::tlb::{Context, Key};
 use crate::cpu::Cpu;
 
 /// Numbers are 11 bits, above two of the view and two that are left to who uses them ([`EPOCH_SPARE`]): bit 15 stays clear,
-/// so that no address that is not canonical looks like a canonical one under another number.
+/// so that canonical addresses under different numbers never look alike.
 const NUMBERS: u16 = 1 << 11;
 /// The first of two bits of [`Cpu::code_epochs`] that are always 0.
 pub const EPOCH_SPARE: u32 = 2;

@@ -307,8 +307,8 @@ impl Translator {
         self.statistics.evictions += 1;
     }
 
-    /// Translates a block that is fresh, and is to run at `linear`. `None`: it is not to be had now.
-    pub fn make(&mut self, block: &Block, linear: u64, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
+    /// Translates a block that is fresh. `None`: it is not to be had now.
+    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
         let host_pa = block.host_pa;
         let crossing = block.second_pa != ONE_PAGE;
         let mut old = None;
@@ -330,7 +330,6 @@ impl Translator {
         }
         let next = follower(block, memory);
         let first_link = self.links.len() as u32;
-        let upper = linear >> 63 != 0;
         let context = Context {
             glue_base: self.glue_base as u64,
             glue: self.glue,
@@ -338,7 +337,6 @@ impl Translator {
             first_link,
             first_far: self.far.len() as u32,
             variant,
-            upper,
             next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
@@ -381,7 +379,7 @@ impl Translator {
         for far in &draft.far {
             hot.countdown[self.far.len() % COUNTERS] = 1;
             let in_line = |at: u32| line.wrapping_add(at as usize);
-            self.far.push(FarLink::new(far, upper, in_line));
+            self.far.push(FarLink::new(far, in_line));
         }
         self.fragments.push(Fragment {
             entry: line.wrapping_add(draft.entry as usize),

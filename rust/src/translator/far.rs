@@ -30,10 +30,9 @@ pub fn expected(a: &mut Asm) -> usize {
     a.at() - 8
 }
 
-/// Branches away unless S1, which it clobbers, is the present page under the epoch of that half of the address space.
-pub fn compare(a: &mut Asm, upper: bool) -> usize {
-    let epoch = hot!(epochs) + 8 * i32::from(upper);
-    a.op_mem(true, 0x33, reg::S1, Address::base(reg::RSP, epoch)); // xor s1, [epoch]
+/// Branches away unless S1, which it clobbers, is the present page under its epoch.
+pub fn compare(a: &mut Asm) -> usize {
+    a.op_mem(true, 0x33, reg::S1, Address::base(reg::RSP, hot!(page_epoch))); // xor s1, [page_epoch]
     a.op_mem(true, 0x3b, reg::S1, Address::base(reg::RSP, hot!(rip_page))); // cmp s1, [rip_page]
     a.jcc_later(cc::NE)
 }
@@ -43,13 +42,12 @@ pub fn compare(a: &mut Asm, upper: bool) -> usize {
 pub struct FarLink {
     expected: *const u8,
     jump: *const u8,
-    upper: bool,
 }
 
 impl FarLink {
-    /// One of a draft whose code was placed at `address`; it is `upper` where that first ran in the upper half.
-    pub fn new(far: &Far, upper: bool, address: impl Fn(u32) -> *const u8) -> Self {
-        Self { expected: address(far.expected), jump: address(far.jump), upper }
+    /// One of a draft whose code was placed at `address`.
+    pub fn new(far: &Far, address: impl Fn(u32) -> *const u8) -> Self {
+        Self { expected: address(far.expected), jump: address(far.jump) }
     }
 }
 
@@ -69,16 +67,17 @@ impl Cpu {
         let (number, page) = (hot.target as u32, hot.rip_page);
         let code = hot.target_of(linear).or_else(|| self.resolve(linear))?;
         let hot = self.state.hot();
-        hot.rip_page = linear & !0xfff;
+        let epoch = hot.page_epoch;
+        hot.set_page(linear);
         hot.countdown[number as usize % COUNTERS] = AGAIN;
-        let epochs = hot.epochs;
+        let same = hot.page_epoch == epoch;
         let translator = self.translator.as_mut()?;
         let link = *translator.far.get(number as usize)?;
-        let half = u64::from(link.upper);
-        if page >> 63 == half && linear >> 63 == half {
+        // What holds for the page of the branch holds for its target only in the same half of the address space.
+        if same && page >> 63 == linear >> 63 {
             let relative = (code as i64 - (link.jump as i64 + 4)) as i32;
             translator.code.overwrite(link.jump, &relative.to_le_bytes());
-            translator.code.overwrite(link.expected, &(page ^ epochs[half as usize]).to_le_bytes());
+            translator.code.overwrite(link.expected, &(page ^ epoch).to_le_bytes());
         }
         Some(code)
     }

@@ -123,8 +123,6 @@ pub struct Context<'a> {
     pub first_far: u32,
     /// What the fragment takes for granted.
     pub variant: u8,
-    /// It is expected to run in the upper half of the address space.
-    pub upper: bool,
     /// The instruction behind the block, where the last one is STI.
     pub next: Option<&'a Insn>,
     /// Flags are exact at every point where the state can be seen.

@@ -262,9 +262,16 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.store(reg::S0, state!(rip));
     let entry = |field: i32| Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 3, disp: field };
     const _: () = assert!(size_of::<(u64, *const u8)>() == 16);
+    // An address that is not canonical could pass for another one under another epoch, at another privilege.
     a.mov(reg::S1, reg::S0);
-    shift_right(a, reg::S1, 63);
-    a.op_mem(true, 0x33, reg::S0, entry(hot!(epochs))); // xor s0, [epoch]
+    a.bytes(&[0x49, 0xc1, 0xfb, 47]); // sar r11, 47
+    a.bytes(&[0x49, 0x83, 0xc3, 1]); // add r11, 1: 0 in the upper half, 1 in the lower
+    a.op_reg(true, 0x83, 7, reg::S1); // cmp r11, 1
+    a.bytes(&[1]);
+    let beyond = a.jcc_later(cc::A);
+    a.op_mem(true, 0x8b, reg::S1, entry(hot!(epochs)));
+    a.store(reg::S1, hot!(page_epoch));
+    a.op_reg(true, 0x31, reg::S1, reg::S0); // xor s0, s1
     a.load(reg::S1, hot!(spread));
     a.bytes(&[0x4d, 0x0f, 0xaf, 0xde]); // imul r11, r14
     shift_right(a, reg::S1, (64 - TARGETS.ilog2()) as u8);
@@ -276,6 +283,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.bytes(&(-4096i32).to_le_bytes());
     a.store(reg::S0, hot!(rip_page));
     a.jmp_mem(entry(hot!(targets) + 8));
+    a.bind_here(beyond);
     a.bind_here(miss);
     light::resolve(a, avx, saved, false);
     g.link_far = a.at();

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::crossing::Side;
 use super::far::COUNTERS;
 use crate::cpu::Cpu;
+use crate::interpreter::system::segment::canonical;
 use crate::mmu::{Lost, Mmu, Stamps, TlbEntry, WORLDS};
 use crate::state::flag;
 
@@ -98,8 +99,9 @@ pub struct Hot {
     pub saved_flags: u64,
     /// Target of an indirect call while its return address is pushed.
     pub target: u64,
-    /// Numbers of the lower and the upper half of the present address space, in bits 63:48; see
-    /// `Cpu::code_epochs`.
+    /// The one of `epochs` that holds for that page.
+    pub page_epoch: u64,
+    /// Numbers of the upper and the lower half of the present address space, in bits 63:48; see `Cpu::code_epochs`.
     pub epochs: [u64; 2],
     /// Host pointers of groups of accesses while something else is in their register; see `fragment::groups`.
     pub pointers: [u64; POINTERS],
@@ -177,13 +179,25 @@ impl Hot {
     /// Branch targets are from now on those of these epochs.
     #[inline]
     pub fn set_epochs(&mut self, epochs: [u16; 2]) {
-        self.epochs = epochs.map(|epoch| u64::from(epoch) << 48);
+        let [lower, upper] = epochs.map(|epoch| u64::from(epoch) << 48);
+        self.epochs = [upper, lower];
+    }
+
+    #[inline]
+    fn epoch_of(&self, linear: u64) -> u64 {
+        self.epochs[usize::from(linear >> 63 == 0)]
+    }
+
+    /// Code runs in the page of `linear` from now on, under the present epochs.
+    #[inline]
+    pub fn set_page(&mut self, linear: u64) {
+        (self.rip_page, self.page_epoch) = (linear & !0xfff, self.epoch_of(linear));
     }
 
     /// What the table has for a branch to `linear`, and where.
     #[inline]
     fn tag(&self, linear: u64) -> (u64, usize) {
-        let tag = linear ^ self.epochs[(linear >> 63) as usize];
+        let tag = linear ^ self.epoch_of(linear);
         (tag, (tag.wrapping_mul(SPREAD) >> (64 - TARGETS.ilog2())) as usize)
     }
 
@@ -197,6 +211,9 @@ impl Hot {
     #[inline]
     #[must_use]
     pub fn target_of(&self, linear: u64) -> Option<*const u8> {
+        if !canonical(linear) {
+            return None; // it could pass for another address under another epoch
+        }
         let (tag, at) = self.tag(linear);
         (self.targets[at].0 == tag).then_some(self.targets[at].1)
     }

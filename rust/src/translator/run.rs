@@ -116,7 +116,8 @@ impl Cpu {
         hot.keep_slots(&self.mmu);
         hot.select_stack(supervisor);
         (hot.tlb, hot.tlb_checked, hot.tlb_unchecked) = (tlb, checked, unchecked);
-        (hot.rip_page, hot.window) = (linear & !0xfff, u64::from(window));
+        hot.window = u64::from(window);
+        hot.set_page(linear);
     }
 
     /// Translated code may have run STAC or CLAC.
@@ -136,7 +137,7 @@ impl Cpu {
         let known = match translator.find_block(block, variant) {
             Some(known) => known,
             // SAFETY: `hot` lies before the state, which is not touched meanwhile.
-            None => translator.make(block, linear, variant, &self.memory, unsafe { &mut *hot })?,
+            None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
         };
         if block.second_pa != ONE_PAGE {
             self.note_code((linear | 0xfff).wrapping_add(1));
@@ -184,7 +185,7 @@ impl Cpu {
         self.set_epochs(variant);
         let hot = self.state.hot();
         hot.set_target(linear, code);
-        hot.rip_page = linear & !0xfff;
+        hot.set_page(linear);
         Some(code)
     }
 

@@ -457,6 +457,31 @@ fn calls_the_system(guest: &mut Guest) {
     guest.ready();
 }
 
+/// User: jmp rax. Kernel: call rdx; sysretq. What it calls: inc rsi; ret. An address that is not canonical is not that of
+/// the kernel's code, whatever it differs by.
+#[test]
+fn a_user_reaches_no_kernel_code_by_odd_addresses() {
+    let mut code = vec![0xff, 0xe0];
+    code.resize(64, 0x90);
+    code.extend([0xff, 0xd2, 0x48, 0x0f, 0x07]);
+    code.resize(128, 0x90);
+    code.extend([0x48, 0xff, 0xc6, 0xc3]);
+    let mut guests = both(&code);
+    let kernel = guests[0].cpu.state.seg;
+    for odd in 1..0x80_u64 {
+        let outcomes = guests.each_mut().map(|guest| {
+            let s = &mut *guest.cpu.state;
+            (s.gpr[gpr::RAX], s.gpr[gpr::RDX]) = ((CODE + 128) ^ odd << 48, CODE + 128);
+            s.seg = kernel;
+            calls_the_system(guest);
+            guest.run(40)
+        });
+        assert!(matches!(outcomes[0], Outcome::Fault { vector: 13, .. }), "{outcomes:?}");
+        assert_eq!(outcomes[0], outcomes[1], "bits {odd:x}");
+        assert_eq!(guests[0].cpu.state.gpr[gpr::RSI], guests[1].cpu.state.gpr[gpr::RSI], "bits {odd:x}");
+    }
+}
+
 /// User: inc rax; syscall; jmp user. Kernel, 64 bytes behind: inc rbx; sysretq.
 #[test]
 fn system_calls_stay_in_translated_code() {

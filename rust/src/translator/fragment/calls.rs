@@ -39,7 +39,7 @@ impl Builder<'_> {
             flags_aside(&mut self.a);
         }
         let expected = far::expected(&mut self.a) as u32;
-        let other = far::compare(&mut self.a, self.context.upper);
+        let other = far::compare(&mut self.a);
         let pages = (offset & !(PAGE as i64 - 1)) as i32;
         if pages != 0 {
             self.a.op_mem(true, 0x81, 0, Address::base(reg::RSP, hot!(rip_page))); // add qword [rip_page], imm32
