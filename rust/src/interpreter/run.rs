@@ -423,24 +423,23 @@ impl Cpu {
     #[cold]
     fn make_block(&mut self, linear: u64, host_pa: u64) -> Exec<*mut Block> {
         let bits = self.mode.bits;
-        let memory = std::sync::Arc::clone(&self.memory);
         if let Some(len) = self.blocks.stale_length(host_pa, bits) {
             // Something near it was written, often only data: the same bytes need no decoding.
             let version = self.mark_code_range(host_pa, len);
-            if let Some(block) = self.blocks.renew(&memory, host_pa, bits, version) {
+            if let Some(block) = self.blocks.renew(&self.memory, host_pa, bits, version) {
                 return Ok(block);
             }
         }
         let mut draft = self.blocks.draft();
         // The bytes are read once more after they are marked: a write in between is seen then.
         for _ in 0..100 {
-            if !draft.in_page(&memory, host_pa, bits) {
+            if !draft.in_page(&self.memory, host_pa, bits) {
                 return self.make_crossing(linear, host_pa, draft);
             }
             draft.versions[0] = self.mark_code_range(host_pa, draft.byte_len());
-            if draft.matches(&memory) {
+            if draft.matches(&self.memory) {
                 draft.keep_offered(|feature| self.model.offers(feature));
-                return Ok(self.blocks.insert(&memory, draft));
+                return Ok(self.blocks.insert(&self.memory, draft));
             }
         }
         Err(Stop::Again)
@@ -462,11 +461,10 @@ impl Cpu {
     /// page's first byte.
     fn make_crossing(&mut self, linear: u64, host_pa: u64, mut draft: Draft) -> Exec<*mut Block> {
         let second_pa = self.fetch_next_page(linear)?;
-        let memory = std::sync::Arc::clone(&self.memory);
         let versions = [self.mark_code(host_pa), self.mark_code_range(second_pa, 15)];
-        draft.across(&memory, [host_pa, second_pa], versions, self.mode.bits);
+        draft.across(&self.memory, [host_pa, second_pa], versions, self.mode.bits);
         draft.keep_offered(|feature| self.model.offers(feature));
-        Ok(self.blocks.insert(&memory, draft))
+        Ok(self.blocks.insert(&self.memory, draft))
     }
 }
 
