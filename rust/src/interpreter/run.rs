@@ -85,9 +85,11 @@ impl Cpu {
                 continue;
             }
             let linear = self.code_linear();
-            if let Some(done) = self.run_known(linear) {
+            // What follows a block that was interpreted is cold as a rule, and has its own way to its fragment.
+            if previous.is_null()
+                && let Some(done) = self.run_known(linear)
+            {
                 done?;
-                previous = null_mut();
                 continue;
             }
             let block = if previous.is_null() {

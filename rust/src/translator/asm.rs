@@ -55,6 +55,58 @@ impl Address {
     }
 }
 
+/// Up to eight bytes of code, which is what one instruction of ours without an immediate has.
+#[derive(Clone, Copy, Default)]
+struct Few {
+    bytes: u64,
+    count: u32,
+}
+
+impl Few {
+    #[inline(always)]
+    fn append(self, value: u64, count: u32) -> Self {
+        Self { bytes: self.bytes | value << (self.count * 8), count: self.count + count }
+    }
+
+    #[inline(always)]
+    fn byte(self, byte: u8) -> Self {
+        self.append(u64::from(byte), 1)
+    }
+
+    /// REX, where one is needed.
+    #[inline(always)]
+    fn rex(self, w: bool, reg: u8, address: Address) -> Self {
+        let rex = 0x40
+            | u8::from(w) << 3
+            | (reg >> 3) << 2
+            | (address.index.unwrap_or(0) >> 3) << 1
+            | address.base.unwrap_or(0) >> 3;
+        if rex == 0x40 { self } else { self.byte(rex) }
+    }
+
+    /// See [`Asm::modrm`].
+    #[inline(always)]
+    fn modrm(self, reg: u8, address: Address) -> Self {
+        let reg = (reg & 7) << 3;
+        let index = address.index.map_or(4, |i| i & 7);
+        let disp = u64::from(address.disp as u32);
+        let Some(base) = address.base else {
+            return self.byte(reg | 4).byte(address.shift << 6 | index << 3 | 5).append(disp, 4);
+        };
+        let (mode, wide) = match address.disp {
+            0 if base & 7 != 5 => (0, 0),
+            -128..=127 => (0x40, 1),
+            _ => (0x80, 4),
+        };
+        let few = if address.index.is_some() || base & 7 == 4 {
+            self.byte(mode | reg | 4).byte(address.shift << 6 | index << 3 | base & 7)
+        } else {
+            self.byte(mode | reg | base & 7)
+        };
+        few.append(disp & !(!0 << (wide * 8)), wide)
+    }
+}
+
 /// Code under construction.
 #[derive(Default, Debug)]
 pub struct Asm {
@@ -74,62 +126,27 @@ impl Asm {
         self.code.extend_from_slice(bytes);
     }
 
-    fn d32(&mut self, v: i32) {
-        self.bytes(&v.to_le_bytes());
+    /// Appends some bytes at once: most of the time that translation takes goes into writing.
+    fn put(&mut self, few: Few) {
+        let at = self.code.len();
+        self.code.extend_from_slice(&few.bytes.to_le_bytes());
+        self.code.truncate(at + few.count as usize);
     }
 
     /// ModRM, SIB and displacement of `address` with `reg` (low three bits) in the reg field.
     pub fn modrm(&mut self, reg: u8, address: Address) {
-        let reg = (reg & 7) << 3;
-        let Some(base) = address.base else {
-            let index = address.index.map_or(4, |i| i & 7);
-            self.bytes(&[reg | 4, address.shift << 6 | index << 3 | 5]);
-            self.d32(address.disp);
-            return;
-        };
-        let (mode, wide) = match address.disp {
-            0 if base & 7 != 5 => (0, false),
-            -128..=127 => (0x40, false),
-            _ => (0x80, true),
-        };
-        if address.index.is_some() || base & 7 == 4 {
-            let index = address.index.map_or(4, |i| i & 7);
-            self.bytes(&[mode | reg | 4, address.shift << 6 | index << 3 | base & 7]);
-        } else {
-            self.code.push(mode | reg | base & 7);
-        }
-        if wide {
-            self.d32(address.disp);
-        } else if mode == 0x40 {
-            self.code.push(address.disp as u8);
-        }
-    }
-
-    fn rex(&mut self, w: bool, reg: u8, address: Address) {
-        let rex = 0x40
-            | u8::from(w) << 3
-            | (reg >> 3) << 2
-            | (address.index.unwrap_or(0) >> 3) << 1
-            | address.base.unwrap_or(0) >> 3;
-        if rex != 0x40 {
-            self.code.push(rex);
-        }
+        self.put(Few::default().modrm(reg, address));
     }
 
     /// `op reg, [address]` or the like: one opcode byte, 64-bit if `w`.
     pub fn op_mem(&mut self, w: bool, opcode: u8, reg: u8, address: Address) {
-        self.rex(w, reg, address);
-        self.code.push(opcode);
-        self.modrm(reg, address);
+        self.put(Few::default().rex(w, reg, address).byte(opcode).modrm(reg, address));
     }
 
     /// `op reg, rm` between registers.
     pub fn op_reg(&mut self, w: bool, opcode: u8, reg: u8, rm: u8) {
-        let rex = 0x40 | u8::from(w) << 3 | (reg >> 3) << 2 | rm >> 3;
-        if rex != 0x40 {
-            self.code.push(rex);
-        }
-        self.bytes(&[opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
+        let few = Few::default().rex(w, reg, Address::base(rm, 0));
+        self.put(few.byte(opcode).byte(0xc0 | (reg & 7) << 3 | rm & 7));
     }
 
     /// MOV reg, [rsp + disp].
@@ -149,11 +166,8 @@ impl Asm {
 
     /// MOV reg, imm32 (zero-extended).
     pub fn mov_imm(&mut self, reg: u8, value: u32) {
-        if reg >= 8 {
-            self.code.push(0x41);
-        }
-        self.code.push(0xb8 | reg & 7);
-        self.bytes(&value.to_le_bytes());
+        let few = Few::default().rex(false, 0, Address::base(reg, 0));
+        self.put(few.byte(0xb8 | reg & 7).append(u64::from(value), 4));
     }
 
     /// LEA reg, [address]; 32-bit result unless `w`.
@@ -163,22 +177,19 @@ impl Asm {
 
     /// JMP to a place that is not known yet; the offset of its rel32.
     pub fn jmp_later(&mut self) -> usize {
-        self.code.push(0xe9);
-        self.d32(0);
+        self.put(Few { bytes: 0xe9, count: 5 });
         self.at() - 4
     }
 
     /// CALL likewise.
     pub fn call_later(&mut self) -> usize {
-        self.code.push(0xe8);
-        self.d32(0);
+        self.put(Few { bytes: 0xe8, count: 5 });
         self.at() - 4
     }
 
     /// Jcc likewise.
     pub fn jcc_later(&mut self, cc: u8) -> usize {
-        self.bytes(&[0x0f, 0x80 | cc]);
-        self.d32(0);
+        self.put(Few { bytes: 0x0f | u64::from(0x80 | cc) << 8, count: 6 });
         self.at() - 4
     }
 
@@ -195,8 +206,6 @@ impl Asm {
 
     /// JMP [rsp + disp].
     pub fn jmp_mem(&mut self, address: Address) {
-        self.rex(false, 0, address);
-        self.code.push(0xff);
-        self.modrm(4, address);
+        self.op_mem(false, 0xff, 4, address);
     }
 }

@@ -1,9 +1,6 @@
 //! The fragments of one core: found by host-physical address, linked to each other, dropped when the code
 //! under them changes or the cache is full.
 
-use std::collections::HashMap;
-use std::time::Instant;
-
 use iced_x86::Mnemonic;
 
 use super::asm::Asm;
@@ -11,9 +8,10 @@ use super::far::{COUNTERS, FarLink};
 use super::fragment::{self, Context, Goal, Place32};
 use super::glue::{self, Glue};
 use super::hot::Hot;
+use super::index::{Index, NOBODY, Place, key};
 use super::variant::PLAIN;
-use crate::address_hash::AddressHash;
 use crate::decode::{Block, Decoded, DecodedInsn, Insn, ONE_PAGE};
+use crate::host_time;
 use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
 use crate::memory::Memory;
 
@@ -51,6 +49,12 @@ pub struct Fragment {
     /// Its entries lead out; `kept` are the bytes that stood there.
     pub(super) stale: bool,
     kept: [[u8; PATCH]; 2],
+}
+
+impl Fragment {
+    fn known(&self, key: u64) -> Known {
+        Known { key, entry: self.entry, entry_saved: self.entry_saved, len: self.insns.len() as u32 }
+    }
 }
 
 /// What is to be looked at before a fragment goes on behind an instruction.
@@ -111,9 +115,6 @@ pub struct Link {
     pub saved: bool,
 }
 
-/// No link.
-const NOBODY: u32 = !0;
-
 /// What is asked of a fragment at each entry, in one place.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
@@ -169,12 +170,11 @@ pub struct Translator {
     pub glue: Glue,
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
-    by_key: HashMap<u64, u32, AddressHash>,
+    pub(super) index: Index,
     /// Fresh fragments found last, by their key.
     front: Box<[Known]>,
-    /// The first of the links that wait for a fragment, by its key.
-    waiting: HashMap<u64, u32, AddressHash>,
-    pub(super) by_page: HashMap<u64, Vec<u32>, AddressHash>,
+    /// A key whose fragment was asked for in vain: who does not find it in translated code asks again from without.
+    missed: u64,
     /// Helper calls, by number.
     pub sites: Vec<Site>,
     /// Direct branches, by number.
@@ -200,10 +200,6 @@ pub struct Translator {
 // SAFETY: the pointers lead into code memory that this value owns.
 unsafe impl Send for Translator {}
 
-fn key(host_pa: u64, crossing: bool, variant: u8) -> u64 {
-    host_pa << 8 | u64::from(crossing) << 7 | u64::from(variant & 127)
-}
-
 impl Translator {
     /// Takes executable memory, about `bytes` of it, and generates the shared code.
     ///
@@ -220,10 +216,9 @@ impl Translator {
             glue_base,
             glue,
             fragments: Vec::new(),
-            by_key: HashMap::default(),
+            index: Index::default(),
             front: vec![EMPTY; FRONT].into_boxed_slice(),
-            waiting: HashMap::default(),
-            by_page: HashMap::default(),
+            missed: NO_KEY,
             sites: Vec::new(),
             links: Vec::new(),
             far: Vec::new(),
@@ -255,24 +250,27 @@ impl Translator {
     #[must_use]
     pub fn find(&mut self, host_pa: u64, variant: u8) -> Option<Known> {
         let key = key(host_pa, false, variant);
+        if key == self.missed {
+            return None;
+        }
         let known = self.front[in_front(key)];
         if known.key == key { Some(known) } else { self.find_slow(key) }
     }
 
     #[cold]
     fn find_slow(&mut self, key: u64) -> Option<Known> {
-        let number = *self.by_key.get(&key)?;
-        let fresh = !self.fragments[number as usize].stale;
-        fresh.then(|| {
-            let known = self.known(number, key);
-            self.front[in_front(key)] = known;
-            known
-        })
+        let known = self.index.get(key).and_then(|place| self.fresh(place, key));
+        match known {
+            Some(known) => self.front[in_front(key)] = known,
+            None => self.missed = key,
+        }
+        known
     }
 
-    fn known(&self, number: u32, key: u64) -> Known {
-        let f = &self.fragments[number as usize];
-        Known { key, entry: f.entry, entry_saved: f.entry_saved, len: f.insns.len() as u32 }
+    /// The fragment of a place, if there is one that is fresh.
+    fn fresh(&self, place: Place, key: u64) -> Option<Known> {
+        let fragment = self.fragments.get(place.fragment as usize)?;
+        (!fragment.stale).then(|| fragment.known(key))
     }
 
     /// The fragment of a block that is fresh.
@@ -282,18 +280,17 @@ impl Translator {
         if block.second_pa == ONE_PAGE {
             return self.find(block.host_pa, variant);
         }
-        let number = *self.by_key.get(&key(block.host_pa, true, variant))?;
-        let fragment = &self.fragments[number as usize];
-        (!fragment.stale && fragment.second_pa == block.second_pa).then(|| self.known(number, NO_KEY))
+        let place = self.index.get(key(block.host_pa, true, variant))?;
+        let fragment = self.fragments.get(place.fragment as usize)?;
+        (!fragment.stale && fragment.second_pa == block.second_pa).then(|| fragment.known(NO_KEY))
     }
 
     /// Drops everything.
     pub fn clear(&mut self, hot: &mut Hot) {
         self.fragments.clear();
-        self.by_key.clear();
+        self.index.clear();
         self.front.fill(EMPTY);
-        self.waiting.clear();
-        self.by_page.clear();
+        self.missed = NO_KEY;
         self.sites.clear();
         self.links.clear();
         self.far.clear();
@@ -311,22 +308,28 @@ impl Translator {
     pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
         let host_pa = block.host_pa;
         let crossing = block.second_pa != ONE_PAGE;
+        let key = key(host_pa, crossing, variant);
+        let place = self.index.place(key);
+        let (number, mut waiting) = (place.fragment, place.waiting);
         let mut old = None;
-        if let Some(&number) = self.by_key.get(&key(host_pa, crossing, variant)) {
-            let f = &self.fragments[number as usize];
-            if f.second_pa == block.second_pa {
-                if f.insns.bytes() == block.insns.bytes() {
-                    self.revive(number);
-                    return Some(self.known(number, NO_KEY));
-                }
-                self.page_written(host_pa / 4096);
-                old = Some(number);
+        if let Some(f) = self.fragments.get(number as usize)
+            && f.second_pa == block.second_pa
+        {
+            if f.insns.bytes() == block.insns.bytes() {
+                let known = f.known(NO_KEY);
+                place.waiting = NOBODY;
+                self.missed = NO_KEY;
+                self.revive(number);
+                self.link_waiting(known, waiting);
+                return Some(known);
             }
+            self.page_written(host_pa / 4096);
+            old = Some(number);
         }
-        let begin = Instant::now();
+        let begin = host_time::now();
         if self.code.free() < MARGIN {
             self.clear(hot);
-            old = None;
+            (old, waiting) = (None, NOBODY);
         }
         let next = follower(block, memory);
         let first_link = self.links.len() as u32;
@@ -381,7 +384,7 @@ impl Translator {
             let in_line = |at: u32| line.wrapping_add(at as usize);
             self.far.push(FarLink::new(far, in_line));
         }
-        self.fragments.push(Fragment {
+        let fragment = Fragment {
             entry: line.wrapping_add(draft.entry as usize),
             entry_saved: line.wrapping_add(draft.entry_saved as usize),
             insns: block.insns.clone(),
@@ -393,13 +396,9 @@ impl Translator {
             outs: draft.stale.map(|at| cold.wrapping_add(at as usize)),
             stale: false,
             kept: [[0; PATCH]; 2],
-        });
-        let key = key(host_pa, crossing, variant);
-        self.by_key.insert(key, number);
-        self.by_page.entry(host_pa / 4096).or_default().push(number);
-        if crossing {
-            self.by_page.entry(block.second_pa / 4096).or_default().push(number);
-        }
+        };
+        let known = fragment.known(key);
+        self.fragments.push(fragment);
         let s = &mut self.statistics;
         s.fragments += 1;
         s.instructions += block.insns.len() as u64;
@@ -408,15 +407,19 @@ impl Translator {
         if let Some(old) = old {
             self.redirect(old, number);
         }
-        let known = self.known(number, key);
-        if !crossing {
+        let place = self.index.place(key);
+        (place.fragment, place.waiting) = (number, NOBODY);
+        self.missed = NO_KEY;
+        if crossing {
+            self.index.cross([host_pa / 4096, block.second_pa / 4096], number);
+        } else {
             self.front[in_front(key)] = known;
-            self.link_waiting(known);
+            self.link_waiting(known, waiting);
         }
         for link in first_link..self.links.len() as u32 {
             self.link_or_wait(link, key);
         }
-        self.statistics.translating_ns += begin.elapsed().as_nanos() as u64;
+        self.statistics.translating_ns += host_time::now().saturating_sub(begin);
         Some(known)
     }
 
@@ -427,18 +430,18 @@ impl Translator {
         if link.variant & PLAIN != 0 && wanted == own {
             return; // out of a stale fragment, to what will take its place
         }
-        match self.find(link.target, link.variant) {
-            Some(to) => self.link(link, to),
-            None => {
-                let first = self.waiting.entry(wanted).or_insert(NOBODY);
-                self.links[number as usize].next = std::mem::replace(first, number);
+        let place = self.index.place(wanted);
+        match self.fragments.get(place.fragment as usize) {
+            Some(fragment) if !fragment.stale => {
+                let to = fragment.known(wanted);
+                self.link(link, to);
             }
+            _ => self.links[number as usize].next = std::mem::replace(&mut place.waiting, number),
         }
     }
 
-    /// Links those that waited for a fragment.
-    fn link_waiting(&mut self, to: Known) {
-        let mut next = self.waiting.remove(&to.key).unwrap_or(NOBODY);
+    /// Links those that waited for a fragment, from `next` on.
+    fn link_waiting(&mut self, to: Known, mut next: u32) {
         while let Some(&link) = self.links.get(next as usize) {
             self.link(link, to);
             next = link.next;
@@ -454,8 +457,7 @@ impl Translator {
 
     /// The code of a page was written: its fragments lead out at once wherever they are entered.
     pub fn page_written(&mut self, page: u64) {
-        let Some(numbers) = self.by_page.get(&page) else { return };
-        for &number in numbers {
+        for number in self.index.of_page(page) {
             let f = &mut self.fragments[number as usize];
             if f.stale {
                 continue;

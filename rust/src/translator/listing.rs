@@ -81,10 +81,10 @@ impl Listing {
 impl Translator {
     /// The fresh fragment that holds the instruction at `host_pa`.
     pub fn listing(&mut self, host_pa: u64) -> Option<Listing> {
-        let numbers = self.by_page.get(&(host_pa / 4096))?;
-        let f = numbers
-            .iter()
-            .map(|&n| &self.fragments[n as usize])
+        let f = self
+            .index
+            .of_page(host_pa / 4096)
+            .map(|n| &self.fragments[n as usize])
             .find(|f| !f.stale && (f.host_pa..f.host_pa + f.insns.bytes().len() as u64).contains(&host_pa))?;
         // Where each instruction's code begins is not kept: translating again tells.
         let context = Context {

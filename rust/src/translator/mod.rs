@@ -16,6 +16,7 @@ mod flags;
 mod fragment;
 mod glue;
 pub mod hot;
+mod index;
 mod interrupt_return;
 mod light;
 mod listing;
