@@ -289,6 +289,44 @@ fn code_at_two_addresses_calls_what_lies_beside_it() {
     assert!(guests[0].cpu.state.gpr[gpr::RSI] > 1000);
 }
 
+#[test]
+fn calls_that_come_back_to_other_code() {
+    // top: call rdx; jmp top. In the page at rdi: call r8; add rsi, imm8; ret. At r8, in this page:
+    // xchg [rbx], rax (the entry of the page at rdi); invlpg [rdi]; ret
+    let mut code = vec![0xff, 0xd2, 0xeb, 0xfc];
+    code.resize(0x40, 0x90);
+    code.extend([0x48, 0x87, 0x03, 0x0f, 0x01, 0x3f, 0xc3]);
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.load(DATA + 0x800, &[0x41, 0xff, 0xd0, 0x48, 0x83, 0xc6, 1, 0xc3]);
+        guest.load(DATA + 0x1800, &[0x41, 0xff, 0xd0, 0x48, 0x83, 0xc6, 9, 0xc3]);
+        let s = &mut *guest.cpu.state;
+        s.gpr[gpr::RBX] = TABLES + 0x3000 + 8 * ((DATA - FINE) >> 12);
+        s.gpr[gpr::RAX] = (DATA + 0x1000) | 0x67;
+        s.gpr[gpr::RDI] = DATA;
+        s.gpr[gpr::RDX] = DATA + 0x800;
+        s.gpr[8] = CODE + 0x40;
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    assert!(guests[0].cpu.state.gpr[gpr::RSI] > 1000);
+}
+
+#[test]
+fn calls_whose_return_address_is_changed() {
+    // top: call rdx; add rsi, 1; add rcx, 1; jmp top. There, in another page: inc rax; mov rbx, rax; and ebx, 4;
+    // add [rsp], rbx; ret
+    let code = [0xff, 0xd2, 0x48, 0x83, 0xc6, 1, 0x48, 0x83, 0xc1, 1, 0xeb, 0xf4];
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        let callee = [0x48, 0xff, 0xc0, 0x48, 0x89, 0xc3, 0x83, 0xe3, 4, 0x48, 0x01, 0x1c, 0x24, 0xc3];
+        guest.load(DATA, &callee);
+        guest.cpu.state.gpr[gpr::RDX] = DATA;
+    }
+    alike(&mut guests, pieces(), |_, _| {});
+    let [sometimes, always] = [gpr::RSI, gpr::RCX].map(|n| guests[0].cpu.state.gpr[n]);
+    assert!(sometimes > 300 && always > sometimes + 300);
+}
+
 /// As above, but who reads is a user: kernel: xchg [rbx], rax; invlpg [rdi]; sysretq. User: add rbp, [rdi]; syscall;
 /// jmp user.
 #[test]
