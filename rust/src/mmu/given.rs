@@ -251,7 +251,8 @@ impl Mmu {
         }
     }
 
-    /// A supervisor access was given a translation that stays when its privilege is all that is asked for.
+    /// A supervisor access was given a translation that stays when its privilege is all that is asked for. `global`: what
+    /// translated code remembers of it is good for every PCID.
     #[inline]
     pub(super) fn note_supervisor(&mut self, linear: u64, global: bool) {
         self.given.worlds[self.given.current].supervisor.note(linear, global);

@@ -24,7 +24,7 @@ pub use epochs::EPOCH_SPARE;
 pub use given::{Lost, Stamps, WORLDS};
 pub use invalidate::Invalidation;
 pub use space::Mmu;
-pub use tlb::{ENTRIES as TLB_ENTRIES, TlbEntry, View};
+pub use tlb::{ENTRIES as TLB_ENTRIES, PASSING, TlbEntry, View};
 pub use walk::pdpte_valid;
 
 /// Width of physical addresses (CPUID 80000008H reports the same).

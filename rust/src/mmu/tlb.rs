@@ -18,6 +18,10 @@ pub const fn invalid(n: usize) -> u64 {
     1 << 63 | (((n ^ (ENTRIES / 2)) & (ENTRIES - 1)) as u64) << 12
 }
 
+/// In an [`invalid`] tag for instruction fetches: translated code asks the TLB for each access to this page, and remembers
+/// it nowhere. See [`Context::passing`].
+pub const PASSING: u64 = 1;
+
 /// The tag is one of [`invalid`].
 #[inline]
 #[must_use]
@@ -51,6 +55,15 @@ impl TlbEntry {
     #[must_use]
     pub fn addend(&self, linear: u64) -> u64 {
         self.host.wrapping_sub(linear & !0xfff)
+    }
+
+    /// Translated code shall not remember this page: see [`PASSING`]. False: it may, as code it can fetch.
+    pub fn set_passing(&mut self) -> bool {
+        let can = is_invalid(self.exec);
+        if can {
+            self.exec |= PASSING;
+        }
+        can
     }
 
     /// The linear page this entry is about, if any.
@@ -177,6 +190,8 @@ pub struct Context {
     pub(super) group: usize,
     /// What supervisor accesses got that the view behind implicit accesses serves.
     pub supervisor: SupervisorPages,
+    /// How often supervisor accesses to the upper half got a translation, and one that is not global.
+    upper_fills: [u32; 2],
     /// Hashed 2-MiB regions with a fragment of a large page, so that INVLPG knows when one page is not all.
     large: [u64; 16],
 }
@@ -207,6 +222,7 @@ impl Context {
             listed: [[0; BITMAP]; 2],
             global: [0; BITMAP],
             supervisor: SupervisorPages::default(),
+            upper_fills: [0; 2],
             large: [0; 16],
             upper: Box::new([Upper { region: 0, generation: 0, address: 0, rights: Rights::default() }; UPPER]),
             generation: 1,
@@ -238,7 +254,15 @@ impl Context {
 
     /// Adds a translation: `page` to host page `host`, for the kinds of access that are true. Kinds that the
     /// entry already allows stay allowed if the translation is the same.
-    pub fn fill(&mut self, view: View, page: u64, host: u64, allow: [bool; 3], global: bool, large: bool) {
+    pub fn fill(
+        &mut self,
+        view: View,
+        page: u64,
+        host: u64,
+        allow: [bool; 3],
+        global: bool,
+        large: bool,
+    ) -> &mut TlbEntry {
         let number = view as usize * ENTRIES + slot(page);
         let entry = &mut self.entries[number];
         if entry.host != host || entry.page() != Some(page) {
@@ -265,6 +289,19 @@ impl Context {
             let n = large_bit(page);
             self.large[n / 64] |= 1 << (n % 64);
         }
+        &mut self.entries[number]
+    }
+
+    /// A supervisor access to `linear` gets a translation. True: it is one of few that are not global among many that are,
+    /// in the upper half, and translated code should not remember it, so that what it remembers is all global.
+    pub fn passing(&mut self, linear: u64, global: bool) -> bool {
+        if linear >> 63 == 0 {
+            return false;
+        }
+        let [all, others] = &mut self.upper_fills;
+        *all = all.saturating_add(1);
+        *others = others.saturating_add(u32::from(!global));
+        !global && u64::from(*others) * 4 < u64::from(*all) + 64
     }
 
     /// Whether the translation of `linear` in a view is global, and whether it may be a part of a large page.

@@ -88,9 +88,14 @@ impl Cpu {
         ];
         let host = self.memory.ptr(hit.host_page) as u64;
         let current = self.mmu.current;
-        self.mmu.contexts[current].fill(view, page, host, allow, leaf.global, leaf.large);
+        let context = &mut self.mmu.contexts[current];
         if view == self.mmu.implicit_view {
-            self.mmu.note_supervisor(linear, leaf.global);
+            let passing = context.passing(linear, leaf.global);
+            let entry = context.fill(view, page, host, allow, leaf.global, leaf.large);
+            let global = leaf.global || passing && entry.set_passing();
+            self.mmu.note_supervisor(linear, global);
+        } else {
+            context.fill(view, page, host, allow, leaf.global, leaf.large);
         }
         Ok(Target::Ram(pa))
     }

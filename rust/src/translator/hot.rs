@@ -274,7 +274,8 @@ impl Hot {
                 self.forget_blocks(blocks, goes, empty);
             }
         }
-        let of_stack = |supervisor: bool| if supervisor { of_supervisor } else { of_user };
+        // A stack at CPL 0 may lie in a page that no slot has (`PASSING`): another space takes both stacks.
+        let of_stack = |supervisor: bool| if supervisor { of_supervisor | of_user } else { of_user };
         let no_stack = [empty[0], empty[1].wrapping_sub(empty[0])];
         if half_bit(self.stack_page) & of_stack(self.supervisor_stack) != 0 {
             [self.stack_page, self.stack_delta] = no_stack;

@@ -8,10 +8,12 @@ use super::classify::MemoryOperand;
 use super::glue::{and_imm, shift_right};
 use super::hot::{BLOCK, hot};
 use super::variant::{SMAP, SUPERVISOR};
+use crate::mmu::PASSING;
 
 /// Offsets of a TLB entry's fields.
 const TAG_READ: i32 = 0;
 const TAG_WRITE: i32 = 8;
+const TAG_EXEC: i32 = 16;
 const HOST: i32 = 24;
 
 /// Sizes that have a routine; others take that of the next larger.
@@ -120,12 +122,17 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: Option<usize>) {
     let miss = leave_page(a, m);
     a.op_mem(true, 0x03, reg::S0, Address::base(reg::RAX, HOST));
     a.op_mem(true, 0x89, reg::RCX, here(hot!(saved_rcx)));
-    let mut unchecked = None;
+    let mut passing = Vec::new();
     if kind == 2 {
         // Under STAC the page may be the user's, which a later access must not reach.
         a.op_mem(true, 0x8b, reg::RCX, here(hot!(tlb)));
         a.op_mem(true, 0x3b, reg::RCX, here(hot!(tlb_unchecked)));
-        unchecked = Some(a.jcc_later(cc::E));
+        passing.push(a.jcc_later(cc::E));
+    }
+    if kind != 0 {
+        a.op_mem(false, 0xf6, 0, Address::base(reg::RAX, TAG_EXEC)); // test byte [tag], PASSING
+        a.bytes(&[PASSING as u8]);
+        passing.push(a.jcc_later(cc::NE));
     }
     a.op_mem(true, 0x8b, reg::RCX, Address::base(reg::RAX, HOST));
     a.op_mem(true, 0x89, reg::RCX, in_slot(8));
@@ -139,7 +146,7 @@ fn operand(a: &mut Asm, kind: usize, m: MemoryOperand, fill: Option<usize>) {
     shift_right(a, reg::S1, 9);
     let block = Address { base: Some(reg::RSP), index: Some(reg::S1), shift: 0, disp: 8 + hot!(filled) };
     a.op_mem(false, 0x08, reg::RCX, block); // or [block], cl
-    if let Some(at) = unchecked {
+    for at in passing {
         a.bind_here(at);
     }
     a.op_mem(true, 0x8b, reg::RCX, here(hot!(saved_rcx)));

@@ -262,6 +262,32 @@ fn what_was_given_out_survives_the_loss_of_far_addresses() {
 }
 
 #[test]
+fn few_pages_that_are_not_global_are_not_given_out_for_long() {
+    const UPPER: u64 = 0xffff_8000_0000_0000;
+    let mut m = machine();
+    for n in 0..100 {
+        m.map(UPPER + n * 0x1000, OLD | P | W | G | NX, 1);
+    }
+    m.map(UPPER + 0x10_0000, OLD | P | W | NX, 1);
+    (0..100).for_each(|n| assert!(m.read(UPPER + n * 0x1000).is_ok()));
+    let other = |m: &mut Machine| {
+        let upper = m.cpu.translation_stamps().supervisor[1];
+        mov_cr3(m, 1, true);
+        mov_cr3(m, 2, true);
+        m.cpu.translation_stamps().supervisor[1] == upper
+    };
+    assert!(other(&mut m));
+    assert!(m.read(UPPER + 0x10_0000).is_ok());
+    assert!(other(&mut m), "translated code does not remember it");
+    m.cpu.invlpg(UPPER + 0x10_0000);
+    for n in 100..200 {
+        m.map(UPPER + n * 0x1000, OLD | P | W | NX, 1);
+    }
+    (100..200).for_each(|n| assert!(m.read(UPPER + n * 0x1000).is_ok()));
+    assert!(!other(&mut m), "they are too many");
+}
+
+#[test]
 fn the_loss_of_a_half_leaves_the_other() {
     const UPPER: u64 = 0xffff_8000_0000_1000;
     let mut m = machine();

@@ -180,6 +180,42 @@ fn ten_thousand_switches_of_the_address_space() {
     assert!(statistics(&guests[1]).evictions == 0);
 }
 
+#[test]
+fn pages_of_the_upper_half_that_are_not_global() {
+    // top: push rdx; mov cr3, rax; add rcx, [rdi]; add [rdi], rdx; add rcx, [rsp]; pop rsi; xchg rax, rbx; inc rdx; jmp top
+    let code = [
+        0x52, 0x0f, 0x22, 0xd8, 0x48, 0x03, 0x0f, 0x48, 0x01, 0x17, 0x48, 0x03, 0x0c, 0x24, 0x5e, 0x48, 0x93, 0x48,
+        0xff, 0xc2, 0xeb, 0xea,
+    ];
+    const UPPER: u64 = 0xffff_8000_0000_0000;
+    const GLOBAL: u64 = 0x100;
+    const NO_EXECUTE: u64 = 1 << 63;
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        two_spaces(guest);
+        let memory = &guest.cpu.memory;
+        for (tables, page) in [(TABLES, 0), (TABLES + 0x8000, 0x1000)] {
+            memory.write(tables + 8 * 256, (tables + 0x1000) | 3);
+            // What the two spaces have apart is not global: the page of data, and that of stack. All else is.
+            for n in 0..512 {
+                let own = [DATA, STACK].into_iter().find(|&address| (address - FINE) >> 12 == n);
+                let entry = own.map_or((FINE + n * 0x1000) | GLOBAL, |address| (address + page) | NO_EXECUTE);
+                memory.write(tables + 0x3000 + 8 * n, entry | 3);
+            }
+            memory.write(tables + 0x2000 + 8 * (FINE >> 21), (tables + 0x3000) | 3);
+        }
+        guest.cpu.state.cr4 |= cr::CR4_PGE;
+        guest.cpu.state.efer |= cr::EFER_NXE;
+        let s = &mut *guest.cpu.state;
+        (s.gpr[gpr::RDI], s.gpr[gpr::RSP]) = (UPPER + DATA, UPPER + STACK + 0x800);
+        guest.ready();
+    }
+    alike(&mut guests, (0..20).map(|n| 4500 + n), |_, _| {});
+    let data = |guest: &Guest| [0, 1].map(|n| guest.cpu.memory.read::<u64>(DATA + n * 0x1000));
+    assert_eq!(data(&guests[0]), data(&guests[1]));
+    assert!(data(&guests[0]).iter().all(|&sum| sum > 1_000_000));
+}
+
 /// EPT tables number `n`: identity, but for the page of data, which is page `data` behind it.
 fn ept(guest: &Guest, n: u64, data: u64) -> u64 {
     let at = |level: u64| TABLES + 0x2_0000 + n * 0x4000 + level * 0x1000;
@@ -202,27 +238,27 @@ fn guests_that_run_in_turns_keep_their_pages_apart() {
     let code = [0x48, 0x03, 0x0f, 0x48, 0x01, 0x17, 0x50, 0x58, 0x48, 0x8d, 0x52, 1, 0xeb, 0xf2];
     let mut guests = both(&code);
     for guest in &mut guests {
-        (0..5).for_each(|n| guest.cpu.memory.write(DATA + n * 0x1000, 1000 * n));
+        (0..8).for_each(|n| guest.cpu.memory.write(DATA + n * 0x1000, 1000 * n));
         guest.cpu.state.gpr[gpr::RDI] = DATA;
         guest.cpu.ctl.vpid = 1;
     }
     alike(&mut guests, pieces(), |guest, n| {
-        // Two in turns, at times a third; now and then the tables of the one that does not run next change.
-        let one = if n % 10 == 9 { 2 } else { n & 1 };
+        // Two in turns, at times one of four others; now and then the tables of those that do not run next change.
+        let one = if n % 3 == 2 { 2 + n / 3 % 4 } else { n & 1 };
         let pointer = ept(guest, one, one + if n % 40 < 20 { 0 } else { 2 });
         guest.cpu.ctl.ept_pointer = pointer;
         guest.cpu.mmu_enter();
         if n % 20 == 0 {
-            (0..3).for_each(|other| {
+            (0..6).for_each(|other| {
                 let eptp = Some(ept(guest, other, other + if n % 40 < 20 { 0 } else { 2 }));
                 guest.cpu.invalidate(Invalidation::Ept { eptp });
             });
         }
     });
     let [interpreter, translator] = &guests;
-    let data = |guest: &Guest| [0, 1, 2, 3, 4].map(|n| guest.cpu.memory.read::<u64>(DATA + n * 0x1000));
+    let data = |guest: &Guest| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| guest.cpu.memory.read::<u64>(DATA + n * 0x1000));
     assert_eq!(data(interpreter), data(translator));
-    assert!(data(interpreter).iter().zip(0..).all(|(&sum, n)| sum > 1000 * n), "all five were reached");
+    assert!(data(interpreter).iter().zip(0..).all(|(&sum, n)| sum > 1000 * n), "all were reached");
 }
 
 #[test]
