@@ -54,6 +54,7 @@ slots! {
     cr3
     cr4
     cr8
+    ymm
     dr
     dr6
     dr7
@@ -86,7 +87,6 @@ slots! {
     mtrr_def_type
     mtrr_fixed
     mtrr_var
-    ymm
     st
     fcw
     fsw

@@ -60,6 +60,8 @@ pub struct State {
     pub cr4: u64,
     /// TPR bits 7:4 as CR8 bits 3:0, where no virtual APIC stands for it.
     pub cr8: u64,
+    /// YMM0..YMM15, four slots each, XMM in the lower two. Each lies in one line of the host's cache: see below.
+    pub ymm: [[u64; 4]; 16],
     /// DR0..DR3.
     pub dr: [u64; 4],
     pub dr6: u64,
@@ -100,8 +102,6 @@ pub struct State {
     /// PHYSBASE0, PHYSMASK0, … PHYSBASE7, PHYSMASK7.
     pub mtrr_var: [u64; 16],
     // --- x87, SSE, AVX ---
-    /// YMM0..YMM15, four slots each, XMM in the lower two.
-    pub ymm: [[u64; 4]; 16],
     /// x87 registers ST0..ST7 (stack order), 80 bits in two slots.
     pub st: [[u64; 2]; 8],
     pub fcw: u64,
@@ -148,6 +148,10 @@ pub struct State {
     pub replay_count: u64,
     pub replay: [u64; 512],
 }
+
+// Translated code stores and loads all of `ymm` around each call of Rust code; a store over the end of a line costs two, and one
+// over the end of a page twenty.
+const _: () = assert!(std::mem::offset_of!(State, ymm) % 64 == 0);
 
 impl State {
     /// Number of 64-bit slots.

@@ -193,10 +193,7 @@ fn fill(a: &mut Asm, avx: bool) {
         a.store(reg::RAX, gpr(guest));
     }
     a.load(reg::STACK, hot!(stack_delta));
-    a.load(reg::RAX, state!(rflags));
-    a.bytes(&[0x25]); // and eax, status flags
-    a.bytes(&0x8d5u32.to_le_bytes());
-    a.bytes(&[0x83, 0xc8, 0x02, 0x50, 0x9d]); // or eax, 2; push rax; popfq
+    take_flags(a);
     for (guest, host) in MAP {
         a.load(host, in_state(guest));
     }

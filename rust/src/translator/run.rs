@@ -196,9 +196,10 @@ impl Cpu {
         let budget = self.budget() as i64;
         self.note_code(linear);
         self.set_space(linear, variant);
-        let cpu = &raw mut *self;
+        let (cpu, flags) = (&raw mut *self, self.state.rflags);
         let hot = self.state.hot();
         (hot.budget, hot.resume, hot.cpu) = (budget, known.entry, cpu);
+        hot.set_saved_flags(flags);
         if variant & variant::PLAIN == 0 {
             hot.set_target(linear, known.entry_saved);
         }

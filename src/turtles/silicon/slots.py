@@ -31,39 +31,39 @@ CR2: Final = 20
 CR3: Final = 21
 CR4: Final = 22
 CR8: Final = 23
-DR: Final = 24
-DR6: Final = 28
-DR7: Final = 29
-SEG: Final = 30
-GDTR_BASE: Final = 62
-GDTR_LIMIT: Final = 63
-IDTR_BASE: Final = 64
-IDTR_LIMIT: Final = 65
-XCR0: Final = 66
-EFER: Final = 67
-STAR: Final = 68
-LSTAR: Final = 69
-CSTAR: Final = 70
-FMASK: Final = 71
-KERNEL_GS_BASE: Final = 72
-SYSENTER_CS: Final = 73
-SYSENTER_ESP: Final = 74
-SYSENTER_EIP: Final = 75
-PAT: Final = 76
-TSC_AUX: Final = 77
-TSC_ADJUST: Final = 78
-TSC_BASE: Final = 79
-APIC_BASE: Final = 80
-MISC_ENABLE: Final = 81
-FEATURE_CONTROL: Final = 82
-DEBUGCTL: Final = 83
-SPEC_CTRL: Final = 84
-XSS: Final = 85
-TSC_DEADLINE: Final = 86
-MTRR_DEF_TYPE: Final = 87
-MTRR_FIXED: Final = 88
-MTRR_VAR: Final = 99
-YMM: Final = 115
+YMM: Final = 24
+DR: Final = 88
+DR6: Final = 92
+DR7: Final = 93
+SEG: Final = 94
+GDTR_BASE: Final = 126
+GDTR_LIMIT: Final = 127
+IDTR_BASE: Final = 128
+IDTR_LIMIT: Final = 129
+XCR0: Final = 130
+EFER: Final = 131
+STAR: Final = 132
+LSTAR: Final = 133
+CSTAR: Final = 134
+FMASK: Final = 135
+KERNEL_GS_BASE: Final = 136
+SYSENTER_CS: Final = 137
+SYSENTER_ESP: Final = 138
+SYSENTER_EIP: Final = 139
+PAT: Final = 140
+TSC_AUX: Final = 141
+TSC_ADJUST: Final = 142
+TSC_BASE: Final = 143
+APIC_BASE: Final = 144
+MISC_ENABLE: Final = 145
+FEATURE_CONTROL: Final = 146
+DEBUGCTL: Final = 147
+SPEC_CTRL: Final = 148
+XSS: Final = 149
+TSC_DEADLINE: Final = 150
+MTRR_DEF_TYPE: Final = 151
+MTRR_FIXED: Final = 152
+MTRR_VAR: Final = 163
 ST: Final = 179
 FCW: Final = 195
 FSW: Final = 196
@@ -93,11 +93,11 @@ REPLAY: Final = 218
 # Slots of each array.
 COUNTS: Final[dict[str, int]] = {
     "GPR": 16,
+    "YMM": 64,
     "DR": 4,
     "SEG": 32,
     "MTRR_FIXED": 11,
     "MTRR_VAR": 16,
-    "YMM": 64,
     "ST": 16,
     "REPLAY": 512,
 }
