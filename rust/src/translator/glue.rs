@@ -7,6 +7,7 @@ use super::hot::{TARGETS, hot};
 use super::interrupt_return;
 use super::light;
 use super::registers;
+use super::returns;
 
 /// Guest registers that live in host registers: (guest, host).
 pub const MAP: [(u8, u8); 12] =
@@ -81,6 +82,8 @@ pub struct Glue {
     pub lookup: usize,
     /// The same, with the flags saved.
     pub lookup_saved: usize,
+    /// As `lookup_saved`, for a return. See `returns`.
+    pub returns: usize,
     /// Target in S0, S1 = number of the branch, which is to be linked; flags saved. See `far`.
     pub link_far: usize,
     /// S0 = the address behind, S1 = site; see `crossing`.
@@ -283,6 +286,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.bind_here(beyond);
     a.bind_here(miss);
     light::resolve(a, avx, saved, false);
+    g.returns = returns::generate(a, g.lookup_saved);
     g.link_far = a.at();
     a.store(reg::S0, state!(rip));
     a.store(reg::S1, hot!(target));

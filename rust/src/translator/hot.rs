@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::crossing::Side;
 use super::far::COUNTERS;
+use super::returns::Returns;
 use crate::cpu::Cpu;
 use crate::interpreter::system::segment::canonical;
 use crate::mmu::{Lost, Mmu, Stamps, TlbEntry, WORLDS};
@@ -166,6 +167,8 @@ pub struct Hot {
     pub filled: [u8; WORLDS * WORLD],
     /// What is left until a direct branch to another page is linked, by its number; see `far`.
     pub countdown: [u8; COUNTERS],
+    /// See [`Returns`].
+    pub returns: Returns,
     /// What empty slots point to.
     dummy: [u64; 512 + 8],
     /// The page that each memory operand met last: tag and host pointer. One part for each kind of access
@@ -372,6 +375,7 @@ impl Hot {
     /// Forgets all branch targets.
     pub fn forget_targets(&mut self) {
         self.targets = [(!0, std::ptr::null()); TARGETS];
+        self.returns.forget();
     }
 }
 

@@ -45,6 +45,7 @@ pub mod variant {
     }
     const _: () = assert!(crate::mmu::WORLDS == 4);
 }
+mod returns;
 mod run;
 mod shape;
 mod short;

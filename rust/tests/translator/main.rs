@@ -5,6 +5,7 @@ mod guest;
 #[path = "../native/mod.rs"]
 mod native;
 
+mod branches;
 mod emitted;
 mod fuzz;
 mod interrupts;

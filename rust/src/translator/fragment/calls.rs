@@ -8,6 +8,7 @@ use super::super::classify::MemoryOperand;
 use super::super::far;
 use super::super::glue::{flags_aside, flags_back, gpr, host};
 use super::super::hot::hot;
+use super::super::returns;
 use super::{Builder, Far, Link, PAGE, Place32};
 
 impl Builder<'_> {
@@ -117,8 +118,20 @@ impl Builder<'_> {
         i32::try_from(to).ok()?;
         self.push_return(n);
         self.settle();
+        self.put_return_down(n);
         self.go_to(to);
         Some(true)
+    }
+
+    /// Where the return of call `n`, whose address is in S1, will go on.
+    fn put_return_down(&mut self, n: usize) {
+        let offset = self.offsets[n + 1] as i64;
+        if !returns::are_kept() || !is_near(offset) {
+            return;
+        }
+        let to = returns::put_down(&mut self.a);
+        self.bind_cold(to);
+        self.link(Place32::Line(to as u32), offset as u16, false, true);
     }
 
     /// S0 = target of an indirect branch.
@@ -148,6 +161,7 @@ impl Builder<'_> {
         self.a.store(reg::S0, hot!(target));
         self.push_return(n);
         self.settle();
+        self.put_return_down(n);
         self.a.load(reg::S0, hot!(target));
         self.look_up();
         Some(true)
@@ -165,7 +179,14 @@ impl Builder<'_> {
         self.a.op_mem(true, 0x8b, reg::S0, from);
         self.pending += 8 + extra;
         self.settle();
-        self.look_up();
+        if extra != 0 || !returns::are_kept() {
+            self.look_up();
+            return Some(true);
+        }
+        if !self.flags.saved {
+            flags_aside(&mut self.a);
+        }
+        self.jump_out(self.context.glue.returns);
         Some(true)
     }
 }
