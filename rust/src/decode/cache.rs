@@ -11,6 +11,7 @@ use iced_x86::CpuidFeature;
 
 use super::Insn;
 use super::build::{Decoded as One, decode_block, decode_one};
+use super::settled::Settled;
 use super::store::{Decoded, Store};
 use crate::address_hash::AddressHash;
 use crate::cpu::Bits;
@@ -23,9 +24,6 @@ const FRONT: usize = 1 << 14;
 /// The cache is dropped as a whole beyond this many decoded instructions (about 280 MiB), those included that others
 /// replaced: a chunk of the store goes when nothing in it is used.
 const MAX_CACHED_INSNS: usize = 2_500_000;
-
-/// Blocks that lie together.
-const ROOM: usize = 256;
 
 /// Bytes of a block at most.
 const LONGEST: usize = 512;
@@ -254,8 +252,8 @@ fn same_bytes(memory: &Memory, host_pa: u64, bytes: &[u8]) -> bool {
 /// Block cache of one core.
 pub struct BlockCache {
     front: Box<[(u64, *mut Block)]>,
-    /// The blocks, [`ROOM`] in each vector, so that they stay where they are; everything else borrows them.
-    all: Vec<Vec<Block>>,
+    /// The blocks; everything else borrows them.
+    all: Settled<Block>,
     by_key: HashMap<u64, *mut Block, AddressHash>,
     store: Store,
     /// Instructions put into the store.
@@ -273,7 +271,7 @@ impl Default for BlockCache {
     fn default() -> Self {
         Self {
             front: vec![(!0, std::ptr::null_mut()); FRONT].into_boxed_slice(),
-            all: Vec::new(),
+            all: Settled::default(),
             by_key: HashMap::default(),
             store: Store::default(),
             insns: 0,
@@ -349,13 +347,7 @@ impl BlockCache {
             unsafe { *old = block };
             return old;
         }
-        if self.all.last().is_none_or(|last| last.len() == ROOM) {
-            self.all.push(Vec::with_capacity(ROOM));
-        }
-        let Some(last) = self.all.last_mut() else { return std::ptr::null_mut() };
-        last.push(block);
-        // SAFETY: the vector has at least one block.
-        let pointer = unsafe { last.as_mut_ptr().add(last.len() - 1) };
+        let pointer = self.all.push(block);
         self.by_key.insert(key, pointer);
         pointer
     }

@@ -5,6 +5,7 @@
 
 mod build;
 mod cache;
+mod settled;
 mod store;
 
 use std::sync::atomic::{AtomicU32, Ordering};

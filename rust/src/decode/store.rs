@@ -1,50 +1,24 @@
 //! Where decoded instructions and their bytes lie: one behind the other in chunks, which go when nobody uses anything in
 //! them. Thousands of blocks need no allocation of their own, and are not freed one by one.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::Insn;
+use super::settled::chunk;
+use crate::memory::{HUGE, Mapping};
 
-/// Bytes of a chunk: several of the longest blocks.
-const CHUNK: usize = 64 << 10;
-const LAYOUT: Layout = match Layout::from_size_align(CHUNK, align_of::<Insn>()) {
-    Ok(layout) => layout,
-    Err(_) => panic!("a power of two"),
-};
+/// Bytes of a chunk.
+const CHUNK: usize = HUGE;
 // Instructions are forgotten with their chunk, not dropped.
 const _: () = assert!(!std::mem::needs_drop::<Insn>());
-
-/// Memory for instructions, freed by the last of its users.
-struct Chunk(NonNull<u8>);
-
-// SAFETY: it only frees the memory; who reads there answers for what lies there.
-unsafe impl Send for Chunk {}
-// SAFETY: as above.
-unsafe impl Sync for Chunk {}
-
-impl Chunk {
-    fn new() -> Self {
-        // SAFETY: the size is not 0.
-        let memory = unsafe { alloc(LAYOUT) };
-        Self(NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(LAYOUT)))
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: it came from `alloc` with this layout.
-        unsafe { dealloc(self.0.as_ptr(), LAYOUT) };
-    }
-}
 
 /// Decoded instructions with their bytes.
 #[derive(Clone)]
 pub struct Decoded {
     /// What they lie in.
-    _chunk: Arc<Chunk>,
+    _chunk: Arc<Mapping>,
     /// The instructions; behind them their bytes.
     first: NonNull<Insn>,
     count: u16,
@@ -75,13 +49,13 @@ impl Deref for Decoded {
 
 /// Where new ones go.
 pub struct Store {
-    chunk: Arc<Chunk>,
+    chunk: Arc<Mapping>,
     used: usize,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { chunk: Arc::new(Chunk::new()), used: 0 }
+        Self { chunk: Arc::new(chunk()), used: 0 }
     }
 }
 
@@ -94,10 +68,10 @@ impl Store {
         if CHUNK - self.used < size {
             *self = Self::default();
         }
-        // SAFETY: `size` bytes from `used` on lie in the chunk, are aligned, and nobody else has them; the instructions
+        // SAFETY: `size` bytes from `used` on lie in the chunk, are aligned, not at null, and nobody else has them; the instructions
         // move, as `insns` forgets them.
         let first = unsafe {
-            let first: NonNull<Insn> = self.chunk.0.add(self.used).cast();
+            let first: NonNull<Insn> = NonNull::new_unchecked(self.chunk.base).add(self.used).cast();
             insns.set_len(0);
             first.copy_from_nonoverlapping(NonNull::new_unchecked(insns.as_mut_ptr()), count);
             first.add(count).cast::<u8>().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), length);
