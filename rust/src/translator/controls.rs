@@ -25,6 +25,7 @@ impl Cpu {
             let shadow = page(self.vmcs.get(slot::GUEST_VMCS_LINK_POINTER));
             if !shadow.is_null() {
                 (structures.vmread_bitmap, structures.shadow) = (page(self.ctl.vmread_bitmap), shadow);
+                structures.vmwrite_bitmap = page(self.ctl.vmwrite_bitmap);
             }
         }
         self.state.hot().structures = structures;

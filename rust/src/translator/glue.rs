@@ -95,6 +95,8 @@ pub struct Glue {
     /// Routines of `registers`.
     pub vmread: usize,
     /// See `vmread`.
+    pub vmwrite: usize,
+    /// See `vmread`.
     pub rdmsr: usize,
     /// See `vmread`.
     pub wrmsr: usize,
@@ -297,6 +299,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     g.sysret = crossing::sysret(a, &g);
     g.interrupt_return = interrupt_return::generate(a, &g);
     g.vmread = registers::vmread(a, &g);
+    g.vmwrite = registers::vmwrite(a, &g);
     g.rdmsr = registers::rdmsr(a, &g);
     g.wrmsr = registers::wrmsr(a, &g);
     g

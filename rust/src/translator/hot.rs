@@ -67,6 +67,8 @@ pub struct Structures {
     pub msr_bitmap: *const u8,
     /// VMREAD bitmap, where there is a shadow VMCS,
     pub vmread_bitmap: *const u8,
+    /// VMWRITE bitmap,
+    pub vmwrite_bitmap: *const u8,
     /// and the shadow VMCS.
     pub shadow: *const u8,
 }
@@ -74,7 +76,7 @@ pub struct Structures {
 impl Default for Structures {
     fn default() -> Self {
         let nothing = std::ptr::null();
-        Self { msr_bitmap: nothing, vmread_bitmap: nothing, shadow: nothing }
+        Self { msr_bitmap: nothing, vmread_bitmap: nothing, vmwrite_bitmap: nothing, shadow: nothing }
     }
 }
 

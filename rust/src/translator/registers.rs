@@ -1,4 +1,4 @@
-//! VMREAD from the shadow VMCS, and RDMSR and WRMSR of what a hypervisor and a kernel touch all the time, as shared code: calls
+//! VMREAD from the shadow VMCS, VMWRITE of what it holds already, and RDMSR and WRMSR of what a hypervisor and a kernel touch all the time, as shared code: calls
 //! that come back with the instruction done, or leave for the interpreter's handler.
 //!
 //! Nothing is done here that exits or faults (SDM 25.6.9, 26.1.3; vol. 4): bitmaps and values are looked at first.
@@ -67,6 +67,36 @@ impl<'a> Routine<'a> {
         self.a.jcc_later(cc::NE)
     }
 
+    /// For the field whose encoding is in S0: S0 = its value in the shadow VMCS, S1 = in bits 31:16 by how much it is shifted up
+    /// and down for its width. Away where the bitmap, a pointer at `bitmap`, says so.
+    fn field(&mut self, bitmap: i32) {
+        // Reserved bits, and the high half of a field.
+        self.a.op_reg(true, 0xf7, 0, reg::S0); // test s0, imm32
+        self.a.bytes(&(!0x6c7e_u32).to_le_bytes());
+        self.away_when(cc::NE);
+        self.pointer(bitmap);
+        self.a.bytes(&[0x4d, 0x0f, 0xa3, 0x33]); // bt [r11], r14
+        self.away_when(cc::B);
+        self.a.bytes(&[0x48, 0xb8]); // mov rax, imm64
+        self.a.bytes(&(READS.as_ptr() as u64).to_le_bytes());
+        let entry = Address { base: Some(reg::RAX), index: Some(reg::S0), shift: 1, disp: 0 };
+        self.a.op_mem(false, 0x8b, reg::S1, entry);
+        self.a.op_reg(false, 0x85, reg::S1, reg::S1); // test r11d, r11d
+        self.away_when(cc::E);
+        self.a.bytes(&[0x41, 0x0f, 0xb7, 0xc3]); // movzx eax, r11w
+        self.a.op_mem(true, 0x03, reg::RAX, here(hot!(structures.shadow)));
+        self.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::RAX, 0));
+    }
+
+    /// Returns with the flags of VMsucceed.
+    fn succeed(&mut self) {
+        self.reload_rax();
+        // 0 + 1 leaves all six flags clear.
+        self.a.mov_imm(reg::S1, 0);
+        self.a.op_reg(false, 0x83, 0, reg::S1);
+        self.a.bytes(&[1, RET]);
+    }
+
     fn reload_rax(&mut self) {
         self.a.op_mem(true, 0x8b, reg::RAX, here(in_state(reg::RAX)));
     }
@@ -92,33 +122,34 @@ const RET: u8 = 0xc3;
 pub fn vmread(a: &mut Asm, g: &Glue) -> usize {
     let at = a.at();
     let mut r = Routine::begin(a);
-    // Reserved bits, and the high half of a field.
-    r.a.op_reg(true, 0xf7, 0, reg::S0); // test s0, imm32
-    r.a.bytes(&(!0x6c7e_u32).to_le_bytes());
-    r.away_when(cc::NE);
-    r.pointer(hot!(structures.vmread_bitmap));
-    r.a.bytes(&[0x4d, 0x0f, 0xa3, 0x33]); // bt [r11], r14
-    r.away_when(cc::B);
-    r.a.bytes(&[0x48, 0xb8]); // mov rax, imm64
-    r.a.bytes(&(READS.as_ptr() as u64).to_le_bytes());
-    let entry = Address { base: Some(reg::RAX), index: Some(reg::S0), shift: 1, disp: 0 };
-    r.a.op_mem(false, 0x8b, reg::S1, entry);
-    r.a.op_reg(false, 0x85, reg::S1, reg::S1); // test r11d, r11d
-    r.away_when(cc::E);
-    r.a.bytes(&[0x41, 0x0f, 0xb7, 0xc3]); // movzx eax, r11w
-    r.a.op_mem(true, 0x03, reg::RAX, here(hot!(structures.shadow)));
-    r.a.op_mem(true, 0x8b, reg::S0, Address::base(reg::RAX, 0));
+    r.field(hot!(structures.vmread_bitmap));
     r.a.mov(reg::RAX, reg::RCX);
     shift_right(r.a, reg::S1, 16);
     r.a.op_reg(false, 0x89, reg::S1, reg::RCX); // mov ecx, r11d
     r.a.op_reg(true, 0xd3, 4, reg::S0); // shl r14, cl
     r.a.op_reg(true, 0xd3, 5, reg::S0); // shr r14, cl
     r.a.mov(reg::RCX, reg::RAX);
-    r.reload_rax();
-    // 0 + 1 leaves all six flags clear.
-    r.a.mov_imm(reg::S1, 0);
-    r.a.op_reg(false, 0x83, 0, reg::S1);
-    r.a.bytes(&[1, RET]);
+    r.succeed();
+    r.end(g);
+    at
+}
+
+/// S0 = encoding, `saved_rcx` = value, S1 = site; flags saved. The flags become those of VMsucceed. A field that changes is
+/// written by the handler: who copies a VMCS from memory finds most fields as they are.
+pub fn vmwrite(a: &mut Asm, g: &Glue) -> usize {
+    let at = a.at();
+    let mut r = Routine::begin(a);
+    r.field(hot!(structures.vmwrite_bitmap));
+    r.a.op_mem(true, 0x8b, reg::RAX, here(hot!(saved_rcx)));
+    r.a.op_mem(true, 0x89, reg::RCX, here(hot!(saved_rcx)));
+    shift_right(r.a, reg::S1, 16);
+    r.a.op_reg(false, 0x89, reg::S1, reg::RCX); // mov ecx, r11d
+    r.a.op_reg(true, 0xd3, 4, reg::RAX); // shl rax, cl
+    r.a.op_reg(true, 0xd3, 5, reg::RAX); // shr rax, cl
+    r.a.op_mem(true, 0x8b, reg::RCX, here(hot!(saved_rcx)));
+    r.a.op_reg(true, 0x39, reg::RAX, reg::S0); // cmp s0, rax
+    r.away_when(cc::NE);
+    r.succeed();
     r.end(g);
     at
 }

@@ -1,4 +1,4 @@
-//! VMREAD of a shadow VMCS, RDMSR and WRMSR in translated code, beside the interpreter: what exits, faults or fails is exact, and
+//! VMREAD and VMWRITE of a shadow VMCS, RDMSR and WRMSR in translated code, beside the interpreter: what exits, faults or fails is exact, and
 //! the rest does not ask the helper.
 
 use iced_x86::Mnemonic;
@@ -16,15 +16,18 @@ const VMCS: u64 = 0x30_0000;
 const SHADOW: u64 = VMCS + 0x1000;
 const MSR_BITMAP: u64 = VMCS + 0x2000;
 const VMREAD_BITMAP: u64 = VMCS + 0x3000;
+const VMWRITE_BITMAP: u64 = VMCS + 0x4000;
 /// No pointer.
 const NONE: u64 = !0;
 
 /// mov ecx, r8d; rdmsr; add rsi, rax; xor rdi, rdx; mov ecx, r9d; mov rax, r10; mov rdx, r11; wrmsr; vmread rbx, r12; pushfq;
-/// pop rbp; add rsi, rbx; xor rdi, rbp; vmread r14, r15; adc rsi, r14; jmp to the first
-const PROGRAM: [u8; 45] = [
+/// pop rbp; add rsi, rbx; xor rdi, rbp; vmwrite r12, rbx; pushfq; pop rbp; xor rdi, rbp; vmread r14, r15; adc rsi, r14;
+/// add r14, r13; vmwrite r15, r14; jmp to the first
+const PROGRAM: [u8; 59] = [
     0x44, 0x89, 0xc1, 0x0f, 0x32, 0x48, 0x01, 0xc6, 0x48, 0x31, 0xd7, 0x44, 0x89, 0xc9, 0x4c, 0x89, 0xd0, 0x4c, 0x89,
-    0xda, 0x0f, 0x30, 0x44, 0x0f, 0x78, 0xe3, 0x9c, 0x5d, 0x48, 0x01, 0xde, 0x48, 0x31, 0xef, 0x45, 0x0f, 0x78, 0xfe,
-    0x4c, 0x11, 0xf6, 0xeb, 0xd5, 0x90, 0x90,
+    0xda, 0x0f, 0x30, 0x44, 0x0f, 0x78, 0xe3, 0x9c, 0x5d, 0x48, 0x01, 0xde, 0x48, 0x31, 0xef, 0x44, 0x0f, 0x79, 0xe3,
+    0x9c, 0x5d, 0x48, 0x31, 0xef, 0x45, 0x0f, 0x78, 0xfe, 0x4c, 0x11, 0xf6, 0x4d, 0x01, 0xee, 0x45, 0x0f, 0x79, 0xfe,
+    0xeb, 0xc5,
 ];
 
 /// Read and written; the first three are plain.
@@ -38,8 +41,10 @@ struct Round {
     written: u32,
     value: u64,
     fields: [u64; 2],
-    /// A bit of the MSR bitmaps, and one of the VMREAD bitmap.
-    bits: [Option<u64>; 2],
+    /// What is added to a field that is written again.
+    change: u64,
+    /// A bit of the MSR bitmaps, one of the VMREAD bitmap, one of the VMWRITE bitmap.
+    bits: [Option<u64>; 3],
     msr_bitmap: u64,
     link: u64,
     shadowing: bool,
@@ -63,7 +68,8 @@ impl Round {
         let fields = [field(), field()];
         let mut one_of = |n: u32| odd && rng.random_range(0..n) == 0;
         let (no_bitmap, no_link, no_shadowing) = (one_of(16), one_of(16), one_of(16));
-        let exits = [one_of(4), one_of(4)];
+        let exits = [one_of(4), one_of(4), one_of(4)];
+        let change = u64::from(one_of(2)) << 3;
         let read = MSRS[rng.random_range(0..plain)];
         let written = WRITTEN[rng.random_range(0..plain_written)];
         let value = if odd { VALUES[rng.random_range(0..VALUES.len())] } else { 5 };
@@ -74,7 +80,12 @@ impl Round {
             written,
             value,
             fields,
-            bits: [exits[0].then_some(bit), exits[1].then_some(fields[rng.random_range(0..2)] & 0x7fff)],
+            change,
+            bits: [
+                exits[0].then_some(bit),
+                exits[1].then_some(fields[rng.random_range(0..2)] & 0x7fff),
+                exits[2].then_some(fields[rng.random_range(0..2)] & 0x7fff),
+            ],
             msr_bitmap: if no_bitmap { NONE } else { MSR_BITMAP },
             link: if no_link { NONE } else { SHADOW },
             shadowing: !no_shadowing,
@@ -82,7 +93,7 @@ impl Round {
     }
 
     fn put(&self, guest: &mut Guest) {
-        for (page, bit) in [MSR_BITMAP, VMREAD_BITMAP].into_iter().zip(self.bits) {
+        for (page, bit) in [MSR_BITMAP, VMREAD_BITMAP, VMWRITE_BITMAP].into_iter().zip(self.bits) {
             guest.load(page, &[0; 4096]);
             if let Some(bit) = bit {
                 guest.cpu.memory.write(page + bit / 8, 1_u8 << (bit % 8));
@@ -93,11 +104,12 @@ impl Round {
         cpu.vmcs.set(slot::GUEST_VMCS_LINK_POINTER, self.link);
         cpu.ctl.secondary = if self.shadowing { secondary::VMCS_SHADOWING } else { 0 };
         (cpu.ctl.msr_bitmap, cpu.ctl.vmread_bitmap) = (self.msr_bitmap, VMREAD_BITMAP);
+        cpu.ctl.vmwrite_bitmap = VMWRITE_BITMAP;
         cpu.set_structures();
         let s = &mut *cpu.state;
         (s.gpr[8], s.gpr[9]) = (u64::from(self.read), u64::from(self.written));
         (s.gpr[10], s.gpr[11]) = (self.value | 0xdead << 48, self.value >> 32 | 0xbeef << 32);
-        (s.gpr[12], s.gpr[15]) = (self.fields[0], self.fields[1]);
+        (s.gpr[12], s.gpr[15], s.gpr[13]) = (self.fields[0], self.fields[1], self.change);
         (s.rip, s.pending_debug) = (CODE, 0);
         s.rflags = 2;
         guest.ready();
@@ -110,6 +122,10 @@ fn guests(exact: bool) -> [Guest; 2] {
     for guest in &mut guests {
         for n in 0..512 {
             guest.cpu.memory.write(SHADOW + 8 * n, 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(n + 1));
+        }
+        for field in FIELDS {
+            let at = SHADOW + 8 * u64::from(field.slot);
+            guest.cpu.memory.write(at, guest.cpu.memory.read::<u64>(at) & field.mask());
         }
     }
     guests
@@ -143,7 +159,7 @@ fn what_is_plain_stays_in_translated_code() {
     let guests = run(false, false, 200);
     let helped = &guests[1].cpu.translator.as_ref().expect("a translator").helped_by;
     assert_ne!(guests[1].cpu.state.gpr[gpr::RSI], 0);
-    for mnemonic in [Mnemonic::Vmread, Mnemonic::Rdmsr, Mnemonic::Wrmsr] {
+    for mnemonic in [Mnemonic::Vmread, Mnemonic::Vmwrite, Mnemonic::Rdmsr, Mnemonic::Wrmsr] {
         assert_eq!(helped[mnemonic as usize], 0, "{mnemonic:?}");
     }
 }
@@ -154,5 +170,8 @@ fn what_exits_faults_or_fails_is_exact() {
         let guests = run(true, exact, 2000);
         let helped = &guests[1].cpu.translator.as_ref().expect("a translator").helped_by;
         assert!(helped[Mnemonic::Vmread as usize] > 50);
+        assert!(helped[Mnemonic::Vmwrite as usize] > 50);
+        let shadow = |guest: &Guest| (0..512).map(|n| guest.cpu.memory.read(SHADOW + 8 * n)).collect::<Vec<u64>>();
+        assert_eq!(shadow(&guests[0]), shadow(&guests[1]));
     }
 }

@@ -45,6 +45,8 @@ pub enum System {
 pub enum Access {
     /// VMREAD to a register.
     VmRead,
+    /// VMWRITE of a register.
+    VmWrite,
     /// RDMSR.
     ReadMsr,
     /// WRMSR.
@@ -72,6 +74,9 @@ impl System {
             M::Wrmsr if variant & SUPERVISOR != 0 => Self::Register(Access::WriteMsr),
             M::Vmread if variant & SUPERVISOR != 0 && i.op0_kind() == OpKind::Register => {
                 Self::Register(Access::VmRead)
+            }
+            M::Vmwrite if variant & SUPERVISOR != 0 && i.op1_kind() == OpKind::Register => {
+                Self::Register(Access::VmWrite)
             }
             M::Cld if bmi2 => Self::ClearDirection,
             M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
@@ -141,11 +146,14 @@ impl Builder<'_> {
         let glue = self.context.glue;
         let routine = match access {
             Access::VmRead => {
-                let from = self.address_register(self.insns[n].iced.op1_register().number() as u8, reg::S0);
-                if from != reg::S0 {
-                    self.a.mov(reg::S0, from);
-                }
+                self.encoding(n, 1);
                 glue.vmread
+            }
+            Access::VmWrite => {
+                let value = self.address_register(self.insns[n].iced.op1_register().number() as u8, reg::S1);
+                self.a.store(value, hot!(saved_rcx));
+                self.encoding(n, 0);
+                glue.vmwrite
             }
             Access::ReadMsr => glue.rdmsr,
             Access::WriteMsr => glue.wrmsr,
@@ -156,9 +164,19 @@ impl Builder<'_> {
         self.outside(at, routine);
         if access == Access::VmRead {
             self.set_guest(self.insns[n].iced.op0_register().number() as u8, reg::S0, true);
+        }
+        if matches!(access, Access::VmRead | Access::VmWrite) {
             self.flags = Flags { host: true, saved: false };
         }
         self.resumes_here(site);
+    }
+
+    /// S0 = the encoding of a VMCS field, which `operand` holds.
+    fn encoding(&mut self, n: usize, operand: u32) {
+        let from = self.address_register(self.insns[n].iced.op_register(operand).number() as u8, reg::S0);
+        if from != reg::S0 {
+            self.a.mov(reg::S0, from);
+        }
     }
 
     /// Branches away unless the word at `disp`, or S0, is 0; the flags stay where they live. Clobbers S1, and S0 if it
