@@ -5,6 +5,8 @@
 use std::fmt;
 use std::io;
 
+use crate::memory::HUGE;
+
 /// The host refuses executable memory.
 #[derive(Debug)]
 pub struct CodeMemoryError {
@@ -38,6 +40,8 @@ pub struct CodeMemory {
     used: usize,
     /// Rarely executed code fills the other end, from here on.
     cold: usize,
+    /// Where what lies in huge pages ends, and where it begins again: all code does, where there is room for several.
+    huge: (usize, usize),
 }
 
 // SAFETY: the mappings belong to this value alone; nothing in it is tied to a thread.
@@ -47,6 +51,8 @@ unsafe impl Sync for CodeMemory {}
 
 /// Code starts at multiples of this.
 const ALIGN: usize = 16;
+/// Bytes for which huge pages are asked for at once, at most.
+const MOST_AT_ONCE: usize = 4 * HUGE;
 
 impl CodeMemory {
     /// Maps `len` bytes (a multiple of 4096).
@@ -67,21 +73,47 @@ impl CodeMemory {
                 libc::close(fd);
                 return Err(error);
             }
-            let map = |prot| libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0);
-            let writable = map(libc::PROT_READ | libc::PROT_WRITE);
+            let writable = map(fd, len, libc::PROT_READ | libc::PROT_WRITE);
             let error = last("mmap, writable");
-            if writable == libc::MAP_FAILED {
+            if writable.is_null() {
                 libc::close(fd);
                 return Err(error);
             }
-            let executable = map(libc::PROT_READ | libc::PROT_EXEC);
+            let executable = map(fd, len, libc::PROT_READ | libc::PROT_EXEC);
             let error = last("mmap, executable");
             libc::close(fd);
-            if executable == libc::MAP_FAILED {
-                libc::munmap(writable, len);
+            if executable.is_null() {
+                libc::munmap(writable.cast(), len);
                 return Err(error);
             }
-            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), len, used: 0, cold: len })
+            let huge = if len < 4 * HUGE { (len, 0) } else { (0, len / HUGE * HUGE) };
+            Ok(Self { writable, executable, len, used: 0, cold: len, huge })
+        }
+    }
+
+    /// Asks for huge pages under what lies before `used` and from `cold` on: code is executed all over, and thousands of
+    /// small pages take long to make, and more entries than the processor's TLB has. Where the host has none, small ones
+    /// serve. The host waits for its other processors each time, so that more is asked for at once as more is used.
+    fn back(&mut self, used: usize, cold: usize) {
+        const MADV_COLLAPSE: libc::c_int = 25;
+        while self.huge.0 < self.huge.1 && (used > self.huge.0 || cold < self.huge.1) {
+            let in_line = used > self.huge.0;
+            let before = if in_line { self.huge.0 } else { self.len / HUGE * HUGE - self.huge.1 };
+            let more = before.clamp(HUGE, MOST_AT_ONCE).min(self.huge.1 - self.huge.0);
+            let start = if in_line { self.huge.0 } else { self.huge.1 - more };
+            // SAFETY: the range lies in our writable mapping, and what is there stays. The host wants to see a page in each.
+            unsafe {
+                for at in (start..start + more).step_by(HUGE) {
+                    let byte = self.writable.add(at);
+                    byte.write_volatile(byte.read_volatile());
+                }
+                libc::madvise(self.writable.add(start).cast(), more, MADV_COLLAPSE);
+            }
+            if in_line {
+                self.huge.0 += more;
+            } else {
+                self.huge.1 -= more;
+            }
         }
     }
 
@@ -97,6 +129,7 @@ impl CodeMemory {
         if end > self.cold {
             return None;
         }
+        self.back(end, self.cold);
         let entry = self.next();
         // SAFETY: `used..end` lies in our writable mapping and holds no code yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
@@ -107,10 +140,40 @@ impl CodeMemory {
     /// As [`CodeMemory::append`], for code that is rarely executed: it lies apart.
     pub fn append_cold(&mut self, code: &[u8]) -> Option<*const u8> {
         let start = self.cold.checked_sub(code.len()).filter(|&start| start >= self.used)?;
+        self.back(self.used, start);
         // SAFETY: `start..cold` lies in our writable mapping and holds no code yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
         self.cold = start;
         Some(self.executable.wrapping_add(start))
+    }
+}
+
+/// Maps `len` bytes of a file at a multiple of a huge page's size, where there is so much; null: refused.
+///
+/// # Safety
+/// `fd` is a file that nobody else maps.
+unsafe fn map(fd: libc::c_int, len: usize, prot: libc::c_int) -> *mut u8 {
+    let room = if len < HUGE { 0 } else { HUGE };
+    // SAFETY: a fresh mapping aliases nothing; the second takes the place of a part of it, and the rest is given back.
+    unsafe {
+        let free = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let base = libc::mmap(std::ptr::null_mut(), len + room, libc::PROT_NONE, free, -1, 0);
+        if base == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        let before = if room == 0 { 0 } else { base.align_offset(HUGE) };
+        let aligned = base.add(before);
+        if libc::mmap(aligned, len, prot, libc::MAP_SHARED | libc::MAP_FIXED, fd, 0) == libc::MAP_FAILED {
+            libc::munmap(base, len + room); // leaves `errno` alone
+            return std::ptr::null_mut();
+        }
+        if before != 0 {
+            libc::munmap(base, before);
+        }
+        if room != before {
+            libc::munmap(aligned.add(len), room - before);
+        }
+        aligned.cast()
     }
 }
 
@@ -179,6 +242,23 @@ mod tests {
         let ours: Vec<&str> = maps.lines().filter(|line| line.contains("silicon-code")).collect();
         assert!(ours.iter().any(|line| line.contains("r-xs")), "{ours:?}");
         assert!(ours.iter().all(|line| !line.contains("rwx")), "{ours:?}");
+    }
+
+    #[test]
+    fn code_at_both_ends_stays_while_more_is_added() {
+        let len = 7 * HUGE + 4096;
+        let mut memory = CodeMemory::new(len).expect("code memory");
+        let piece = |n: u32| n.to_le_bytes().repeat(HUGE / 16);
+        let mut places = Vec::new();
+        for n in 0..u32::MAX {
+            let place = if n % 3 == 0 { memory.append_cold(&piece(n)) } else { memory.append(&piece(n)) };
+            let Some(place) = place else { break };
+            places.push(place);
+        }
+        assert_eq!(places.len(), 28, "all is used but what aligning takes");
+        assert!(places.iter().zip(0..).all(|(&place, n)| memory.read(place, HUGE / 4) == piece(n)));
+        // SAFETY: the executable mapping is readable.
+        assert!(places.iter().zip(0..).all(|(&place, n)| unsafe { place.cast::<u32>().read_unaligned() } == n));
     }
 
     #[test]
