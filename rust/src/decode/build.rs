@@ -11,6 +11,9 @@ use crate::interpreter::select::{self, select};
 /// Most instructions in a block.
 pub const MAX_INSNS: usize = 64;
 
+/// Conditional branches to code further on that a block goes on behind.
+const PASSED: u32 = 1;
+
 /// What [`decode_one`] found.
 pub enum Decoded {
     /// An instruction (possibly one that only raises #UD or #GP).
@@ -76,7 +79,8 @@ fn unfinished(bytes: &[u8], bitness: u32) -> bool {
     decoder.last_error() == DecoderError::NoMoreBytes
 }
 
-/// Decodes a block into `insns`: everything up to the first instruction that ends it, `MAX_INSNS`, or the end of
+/// Decodes a block into `insns`: everything up to the first instruction that ends it (in 64-bit mode beyond one conditional
+/// branch that leads further on in the page: it leaves the block where it is taken), `MAX_INSNS`, or the end of
 /// `bytes` (the rest of the page). Nothing when the first instruction crosses the end of `bytes`.
 /// The flag tells whether the next block may be chained to: nothing in the block changes the mode or the
 /// address space.
@@ -84,6 +88,7 @@ fn unfinished(bytes: &[u8], bitness: u32) -> bool {
 pub fn decode_block(bytes: &[u8], bits: Bits, insns: &mut Vec<Insn>) -> (usize, bool) {
     let mut decoder = decoder(bytes, bits);
     let mut at = 0;
+    let mut passed = 0;
     while at < bytes.len() && insns.len() < MAX_INSNS {
         let Decoded::Insn(insn) = decode_next(&mut decoder, &bytes[at..], bits) else { break };
         at += usize::from(insn.len);
@@ -91,7 +96,17 @@ pub fn decode_block(bytes: &[u8], bits: Bits, insns: &mut Vec<Insn>) -> (usize, 
         insns.push(insn);
         match end {
             Ending::No => {}
-            Ending::Chained => return (at, true),
+            Ending::Chained => {
+                let last = insns.last();
+                let goes_on = bits == Bits::B64
+                    && passed < PASSED
+                    && last
+                        .is_some_and(|i| i.iced.is_jcc_short_or_near() && (i.imm as i64) > 0 && (i.imm as i64) < 4096);
+                if !goes_on {
+                    return (at, true);
+                }
+                passed += 1;
+            }
             Ending::Unchained => return (at, false),
         }
     }

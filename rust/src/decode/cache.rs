@@ -4,6 +4,7 @@
 //! changed, decoded again in place, so that a pointer to a block stays good until the whole cache is dropped.
 //! It does not translate addresses and holds nothing that depends on RIP.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -56,6 +57,8 @@ pub struct Block {
     pub second_pa: u64,
     /// Times it was found by the run loop, up to the translator's threshold.
     pub warmth: u16,
+    /// Where a branch was taken before its last instruction, if one was: instructions up to there.
+    pub left: Cell<u8>,
     version: Version,
     second_version: Version,
 }
@@ -153,6 +156,7 @@ impl Block {
             host_pa: draft.host_pa,
             second_pa: draft.second_pa,
             warmth: 0,
+            left: Cell::new(0),
             version: now(draft.host_pa, draft.versions[0]),
             second_version: if draft.second_pa == ONE_PAGE {
                 Version { now: &raw const NO_VERSION, then: 0 }

@@ -23,6 +23,8 @@ pub struct Decoded {
     first: NonNull<Insn>,
     count: u16,
     length: u16,
+    /// Instructions before the bytes.
+    kept: u16,
 }
 
 impl Decoded {
@@ -31,9 +33,19 @@ impl Decoded {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `Store::keep` wrote them there, and the chunk is alive.
         unsafe {
-            let bytes: *const u8 = self.first.as_ptr().add(usize::from(self.count)).cast();
+            let bytes: *const u8 = self.first.as_ptr().add(usize::from(self.kept)).cast();
             std::slice::from_raw_parts(bytes, usize::from(self.length))
         }
+    }
+}
+
+impl Decoded {
+    /// The first `count` of them.
+    #[must_use]
+    pub fn up_to(&self, count: usize) -> Self {
+        let count = count.min(usize::from(self.count));
+        let length = self[..count].iter().map(|i| u16::from(i.len)).sum();
+        Self { count: count as u16, length, ..self.clone() }
     }
 }
 
@@ -78,6 +90,12 @@ impl Store {
             first
         };
         self.used += size;
-        Decoded { _chunk: Arc::clone(&self.chunk), first, count: count as u16, length: length as u16 }
+        Decoded {
+            _chunk: Arc::clone(&self.chunk),
+            first,
+            count: count as u16,
+            length: length as u16,
+            kept: count as u16,
+        }
     }
 }

@@ -170,16 +170,20 @@ impl Cpu {
             _ => (block.insns.get(..limit).unwrap_or_default(), None),
         };
         let mut rip = self.state.rip;
-        for insn in body {
+        for (n, insn) in body.iter().enumerate() {
             let next = rip.wrapping_add(u64::from(insn.len)) & mask;
             self.next_rip = next;
             if let Err(stop) = (insn.run)(self, insn) {
                 return Err((stop, insn));
             }
-            debug_assert_eq!(self.next_rip, next, "{} does not end its block", insn.iced);
-            rip = next;
-            self.state.rip = next;
+            let went = self.next_rip;
+            rip = went;
+            self.state.rip = went;
             self.state.retired += 1;
+            if went != next {
+                block.left.set(n as u8 + 1);
+                return Ok(());
+            }
             // Own writes to code, or what an access left behind: a debug trap, an exit or interrupt of the virtual APIC.
             if self.state.pending_debug != 0 || self.boundary || self.memory.code_epoch() != epoch {
                 return Ok(());

@@ -315,7 +315,7 @@ impl Translator {
         if let Some(f) = self.fragments.get(number as usize)
             && f.second_pa == block.second_pa
         {
-            if f.insns.bytes() == block.insns.bytes() {
+            if block.insns.bytes().starts_with(f.insns.bytes()) {
                 let known = f.known(NO_KEY);
                 place.waiting = NOBODY;
                 self.missed = NO_KEY;
@@ -343,7 +343,13 @@ impl Translator {
             next: next.as_deref(),
             exact_flags: self.exact_flags,
         };
-        fragment::translate(&block.insns, block.insns.bytes(), host_pa % 4096, &context, &mut self.scratch);
+        let insns = match block.left.get() {
+            0 => block.insns.clone(),
+            // What follows a branch that was taken is another fragment's.
+            left => block.insns.up_to(usize::from(left)),
+        };
+        fragment::translate(&insns, insns.bytes(), host_pa % 4096, &context, &mut self.scratch);
+        let count = insns.len() as u64;
         let draft = &self.scratch.draft;
         let line = self.code.append(&draft.code)?;
         let cold = self.code.append_cold(&draft.cold)?;
@@ -362,8 +368,8 @@ impl Translator {
         let number = self.fragments.len() as u32;
         for site in &draft.sites {
             let resume = site.resume.map_or(std::ptr::null(), |at| line.wrapping_add(at as usize));
-            let insn = &block.insns[usize::from(site.index)];
-            let (rest, mnemonic) = (block.insns.len() - usize::from(site.index) - 1, insn.iced.mnemonic());
+            let insn = &insns[usize::from(site.index)];
+            let (rest, mnemonic) = (insns.len() - usize::from(site.index) - 1, insn.iced.mnemonic());
             self.sites.push(Site {
                 insn,
                 resume,
@@ -387,7 +393,7 @@ impl Translator {
         let fragment = Fragment {
             entry: line.wrapping_add(draft.entry as usize),
             entry_saved: line.wrapping_add(draft.entry_saved as usize),
-            insns: block.insns.clone(),
+            insns,
             line: (line, draft.code.len() as u32),
             cold: (cold, draft.cold.len() as u32),
             variant,
@@ -401,7 +407,7 @@ impl Translator {
         self.fragments.push(fragment);
         let s = &mut self.statistics;
         s.fragments += 1;
-        s.instructions += block.insns.len() as u64;
+        s.instructions += count;
         s.native += u64::from(draft.native);
         s.bytes += (draft.code.len() + draft.cold.len()) as u64;
         if let Some(old) = old {

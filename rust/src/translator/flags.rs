@@ -19,6 +19,7 @@ pub fn live(insns: &[Insn], plans: &[Plan], exact: bool, result: &mut Vec<bool>)
     for n in (0..insns.len()).rev() {
         let i = &insns[n].iced;
         if exact
+            || matches!(plans[n], Plan::Jcc)
             || matches!(
                 plans[n],
                 Plan::Interpret

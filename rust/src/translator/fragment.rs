@@ -313,7 +313,7 @@ impl Builder<'_> {
     }
 
     /// In the cold part: `n` instructions do not retire.
-    fn give_back(&mut self, n: i32) {
+    pub(super) fn give_back(&mut self, n: i32) {
         self.c.load(reg::S1, hot!(budget));
         self.c.lea(true, reg::S1, Address::base(reg::S1, n));
         self.c.store(reg::S1, hot!(budget));
@@ -368,9 +368,14 @@ impl Builder<'_> {
                 let condition = self.insns[n].iced.condition_code() as u8;
                 let taken = self.a.jcc_later(CONDITIONS[usize::from(condition).min(16)]);
                 let to = self.target(n);
-                self.branch_to(taken, to);
-                self.go_to(self.offsets[n + 1] as i64);
-                Some(true)
+                if n + 1 < self.insns.len() {
+                    self.side_exit(n, taken, to);
+                    Some(false)
+                } else {
+                    self.branch_to(taken, to);
+                    self.go_to(self.offsets[n + 1] as i64);
+                    Some(true)
+                }
             }
             Plan::JumpIfZero => {
                 self.a.bytes(&[0xe3, 5]); // over the jump

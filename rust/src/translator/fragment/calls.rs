@@ -85,6 +85,23 @@ impl Builder<'_> {
         }
     }
 
+    /// The branch in line at `at` leaves the fragment behind instruction `n`, and what follows does not retire.
+    pub(super) fn side_exit(&mut self, n: usize, at: usize, offset: i64) {
+        self.bind_cold(at);
+        self.give_back((self.insns.len() - n - 1) as i32);
+        if is_near(offset) {
+            let jump = self.c.jmp_later();
+            self.c.bind_here(jump);
+            let saved = self.flags.saved;
+            self.link(Place32::Cold(jump as u32), offset as u16, false, saved);
+        } else {
+            self.c.load(reg::S0, hot!(rip_page));
+            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
+            let out = self.c.jmp_later();
+            self.cold_outside(out, self.lookup());
+        }
+    }
+
     /// In the cold part: where the branch at `at` goes until it is linked. `saved`: flags are in `saved_flags` there.
     pub(super) fn link(&mut self, at: Place32, target: u16, plain: bool, saved: bool) {
         let number = self.context.first_link + self.draft.links.len() as u32;
