@@ -30,10 +30,10 @@ LOW_RAM_LIMIT = 3 * GIB
 PCI_WINDOW = LOW_RAM_LIMIT
 """Window for PCI BARs: right above the low RAM …"""
 ECAM = 0xE000_0000
-"""… up to PCI configuration space, on a 256 MiB boundary as its size demands …"""
-ECAM_BUSES = 256
+"""… up to PCI configuration space, …"""
+ECAM_BUSES = 1
 ECAM_SIZE = ECAM_BUSES * MIB
-"""… with 1 MiB for each bus number there can be."""
+"""… with 1 MiB for a bus. There are no bridges, and of further buses Linux would ask each slot, by port."""
 PCI_WINDOW_END = ECAM
 IO_APIC = 0xFEC0_0000
 """I/O APIC: its customary place (82093AA, 3.0)."""
