@@ -29,6 +29,7 @@ from turtles.tools.statistics import exit_table, level_lines
 TOWER_MEMORY: Final = 1 << 30
 EMBEDDED_MEMORY: Final = 256 << 20
 EMBEDDED_DEPTH: Final = 2
+_PLACE: Final = "*"
 STYLES: Final = {1: "cyan", 2: "green", 3: "magenta", 4: "yellow"}
 
 
@@ -37,15 +38,29 @@ class LevelConsole:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._frames: dict[int, tuple[str, str]] = {}
         self.lines_by_level: dict[int, int] = {}
         self.splitter = LineSplitter(self.show)
 
     def show(self, line: Line) -> None:
-        """Print one line."""
+        """Print one line. The guest waits meanwhile: what does not change is worked out once."""
         self.lines_by_level[line.level] = self.lines_by_level.get(line.level, 0) + 1
-        style = STYLES.get(line.level, "white")
-        mark = Text(f"{'  ' * (line.level - 1)}L{line.level} │ ", style=f"bold {style}")
-        self._console.print(mark + Text(line.text), soft_wrap=True)
+        frame = self._frames.get(line.level)
+        if frame is None:
+            frame = self._frames[line.level] = self._frame(line.level)
+        before, after = frame
+        out = self._console.file
+        out.write(f"{before}{line.text}{after}")
+        out.flush()
+
+    def _frame(self, level: int) -> tuple[str, str]:
+        """What stands before and behind a level's lines, as this terminal has it."""
+        style = STYLES.get(level, "white")
+        with self._console.capture() as captured:
+            text = f"{'  ' * (level - 1)}L{level} │ {_PLACE}"
+            self._console.print(Text(text, style=f"bold {style}"), soft_wrap=True)
+        before, _, after = captured.get().partition(_PLACE)
+        return before, after
 
 
 def tower_options(images: ImageSet, mode: str, clock: str, timeout: float | None) -> RunOptions:
