@@ -133,9 +133,11 @@ class Uart:
         if register == MCR:
             return self._mcr
         if register == LSR:
-            value = LSR_THRE | LSR_TEMT | (LSR_DR if self._fifo else 0) | (LSR_OE if self._overrun else 0)
-            self._overrun = False
-            self._update()
+            value = LSR_THRE | LSR_TEMT | (LSR_DR if self._fifo else 0)
+            if self._overrun:  # else the read changes nothing
+                value |= LSR_OE
+                self._overrun = False
+                self._update()
             return value
         if register == MSR:
             value = self._modem_lines() | self._msr_delta

@@ -295,26 +295,26 @@ class Vcpu:
             if self.level == 1:
                 raw = enter(self.vmcs01, deadline)
                 entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
-                times[key] += entry_time - last_exit
+                times[key] = times[key] + (entry_time - last_exit)
                 last_exit = exit_time
-                guest_ns[1] += exit_time - entry_time
+                guest_ns[1] = guest_ns[1] + (exit_time - entry_time)
                 if raw >> 31:  # negative, or bit 31: the entry failed
                     times, key = nobodys, 0
                     self._refused(raw)
                     continue
                 key = raw & _REASON
                 handlers1[key](self)
-                counts1[key] += 1
+                counts1[key] = counts1[key] + 1
                 times = times1
                 continue
             raw = enter(self.vmcs, deadline)
             entry_time, exit_time = regs[S.ENTRY_TIME], regs[S.EXIT_TIME]
-            times[key] += entry_time - last_exit
+            times[key] = times[key] + (entry_time - last_exit)
             last_exit = exit_time
-            guest_ns[2] += exit_time - entry_time
+            guest_ns[2] = guest_ns[2] + (exit_time - entry_time)
             if waiting_key:
-                times2[waiting_key] += entry_time - waiting_exit
-                retired[waiting_key] += self.entry_retired - self.exit_retired
+                times2[waiting_key] = times2[waiting_key] + (entry_time - waiting_exit)
+                retired[waiting_key] = retired[waiting_key] + (self.entry_retired - self.exit_retired)
                 waiting_key = 0
             self.entry_pending = False
             if raw >> 31:
@@ -326,10 +326,10 @@ class Vcpu:
             handlers2[key](self)
             if self.reflected:
                 waiting_key, waiting_exit = key + REFLECTED, exit_time
-                counts2[waiting_key] += 1
+                counts2[waiting_key] = counts2[waiting_key] + 1
                 times, key = nobodys, 0
             else:
-                counts2[key] += 1
+                counts2[key] = counts2[key] + 1
                 times = times2
 
     def _refused(self, raw: int) -> None:
