@@ -2,12 +2,38 @@
 //! that its five hundred small ones take.
 
 use std::alloc::{Layout, handle_alloc_error};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::thread;
 
 use crate::memory::{HUGE, Mapping};
 
 /// A huge page, or as much memory.
 pub fn chunk() -> Mapping {
-    Mapping::new(HUGE).unwrap_or_else(|_| handle_alloc_error(Layout::new::<[u8; HUGE]>()))
+    static SPARE: LazyLock<Option<Mutex<Receiver<Mapping>>>> = LazyLock::new(spares);
+    SPARE
+        .as_ref()
+        .and_then(|spare| spare.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok())
+        .or_else(|| Mapping::new(HUGE).ok())
+        .unwrap_or_else(|| handle_alloc_error(Layout::new::<[u8; HUGE]>()))
+}
+
+/// Where a thread puts chunks that the host has cleared already, two ahead: where a core is free, nobody waits for it.
+fn spares() -> Option<Mutex<Receiver<Mapping>>> {
+    if thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return None;
+    }
+    let (send, receive) = sync_channel(1);
+    let prepare = move || {
+        while let Ok(chunk) = Mapping::new(HUGE) {
+            chunk.provide();
+            if send.send(chunk).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("decode-ahead".into()).spawn(prepare).ok()?;
+    Some(Mutex::new(receive))
 }
 
 /// See the module.

@@ -14,13 +14,13 @@ mod raw;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+pub(crate) use ahead::{Ahead, Base, Window};
 pub use bus::{Bus, BusRegion};
 pub(crate) use mapping::{HUGE, Mapping};
 pub use pages::page_flag;
 pub use raw::Int;
 
 use crate::cpu::Doorbell;
-use ahead::Ahead;
 use pages::Pages;
 
 /// Size of a page.
@@ -49,7 +49,7 @@ impl Memory {
         let pool = pool.checked_next_multiple_of(PAGE).ok_or_else(too_big)?;
         let total = ram.checked_add(pool).filter(|&t| t < 1 << 46).ok_or_else(too_big)?;
         let mapping = Mapping::new(total as usize)?;
-        let ahead = Ahead::new(&mapping, ram as usize);
+        let ahead = mapping.ahead(ram as usize);
         Ok(Self {
             pages: Pages::new((total / PAGE) as usize, ahead)?,
             mapping,

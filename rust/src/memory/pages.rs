@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::ahead::Ahead;
 use super::code_log::CodeLog;
-use super::{Mapping, PAGE};
+use super::{HUGE, Mapping, PAGE};
 
 /// Bits of [`super::Memory::flags`].
 pub mod page_flag {
@@ -116,7 +116,7 @@ impl Pages {
             let seen = flag.load(Ordering::Relaxed);
             if seen & DIRTY == 0 {
                 flag.fetch_or(DIRTY, Ordering::Relaxed);
-                self.ahead.written(at);
+                self.ahead.used(at as usize / HUGE);
             }
             if seen & CODE != 0 {
                 dropped |= self.written_code(at, page_end - at);
@@ -187,7 +187,7 @@ impl Pages {
         });
         granted.is_ok_and(|seen| {
             if seen & DIRTY == 0 {
-                self.ahead.written(pa);
+                self.ahead.used(pa as usize / HUGE);
             }
             seen & CODE == 0
         })

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use crate::memory::HUGE;
+use crate::memory::{Ahead, Base, HUGE, Window};
 
 /// The host refuses executable memory.
 #[derive(Debug)]
@@ -40,8 +40,9 @@ pub struct CodeMemory {
     used: usize,
     /// Rarely executed code fills the other end, from here on.
     cold: usize,
-    /// Where what lies in huge pages ends, and where it begins again: all code does, where there is room for several.
-    huge: (usize, usize),
+    /// Has the host provide huge pages where code comes next, where there is room for several: code is executed all over,
+    /// and thousands of small pages take long to make, and more entries than the processor's TLB has.
+    ahead: Ahead,
 }
 
 // SAFETY: the mappings belong to this value alone; nothing in it is tied to a thread.
@@ -51,8 +52,8 @@ unsafe impl Sync for CodeMemory {}
 
 /// Code starts at multiples of this.
 const ALIGN: usize = 16;
-/// Bytes for which huge pages are asked for at once, at most.
-const MOST_AT_ONCE: usize = 4 * HUGE;
+/// Code grows from both ends.
+const WINDOW: Window = Window { first: 0, itself: true, up: 1, down: 1 };
 
 impl CodeMemory {
     /// Maps `len` bytes (a multiple of 4096).
@@ -86,34 +87,8 @@ impl CodeMemory {
                 libc::munmap(writable.cast(), len);
                 return Err(error);
             }
-            let huge = if len < 4 * HUGE { (len, 0) } else { (0, len / HUGE * HUGE) };
-            Ok(Self { writable, executable, len, used: 0, cold: len, huge })
-        }
-    }
-
-    /// Asks for huge pages under what lies before `used` and from `cold` on: code is executed all over, and thousands of
-    /// small pages take long to make, and more entries than the processor's TLB has. Where the host has none, small ones
-    /// serve. The host waits for its other processors each time, so that more is asked for at once as more is used.
-    fn back(&mut self, used: usize, cold: usize) {
-        const MADV_COLLAPSE: libc::c_int = 25;
-        while self.huge.0 < self.huge.1 && (used > self.huge.0 || cold < self.huge.1) {
-            let in_line = used > self.huge.0;
-            let before = if in_line { self.huge.0 } else { self.len / HUGE * HUGE - self.huge.1 };
-            let more = before.clamp(HUGE, MOST_AT_ONCE).min(self.huge.1 - self.huge.0);
-            let start = if in_line { self.huge.0 } else { self.huge.1 - more };
-            // SAFETY: the range lies in our writable mapping, and what is there stays. The host wants to see a page in each.
-            unsafe {
-                for at in (start..start + more).step_by(HUGE) {
-                    let byte = self.writable.add(at);
-                    byte.write_volatile(byte.read_volatile());
-                }
-                libc::madvise(self.writable.add(start).cast(), more, MADV_COLLAPSE);
-            }
-            if in_line {
-                self.huge.0 += more;
-            } else {
-                self.huge.1 -= more;
-            }
+            let ahead = if len < 4 * HUGE { Ahead::default() } else { huge_pages(Base(writable), len / HUGE) };
+            Ok(Self { writable, executable, len, used: 0, cold: len, ahead })
         }
     }
 
@@ -123,13 +98,21 @@ impl CodeMemory {
         self.executable.wrapping_add(self.used)
     }
 
+    /// Code comes to these bytes.
+    fn comes_to(&self, start: usize, end: usize) {
+        if start / HUGE != end / HUGE || start == 0 {
+            self.ahead.used(start / HUGE);
+            self.ahead.used(end / HUGE);
+        }
+    }
+
     /// Appends code; `None` when the chunk is full.
     pub fn append(&mut self, code: &[u8]) -> Option<*const u8> {
         let end = self.used.checked_add(code.len())?;
         if end > self.cold {
             return None;
         }
-        self.back(end, self.cold);
+        self.comes_to(self.used, end);
         let entry = self.next();
         // SAFETY: `used..end` lies in our writable mapping and holds no code yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
@@ -140,12 +123,27 @@ impl CodeMemory {
     /// As [`CodeMemory::append`], for code that is rarely executed: it lies apart.
     pub fn append_cold(&mut self, code: &[u8]) -> Option<*const u8> {
         let start = self.cold.checked_sub(code.len()).filter(|&start| start >= self.used)?;
-        self.back(self.used, start);
+        self.comes_to(start, self.cold);
         // SAFETY: `start..cold` lies in our writable mapping and holds no code yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
         self.cold = start;
         Some(self.executable.wrapping_add(start))
     }
+}
+
+/// The thread that has huge pages put under code. The kernel wants to see a page in each; what lies there stays.
+fn huge_pages(writable: Base, regions: usize) -> Ahead {
+    const MADV_COLLAPSE: libc::c_int = 25;
+    Ahead::new("code-ahead", regions, WINDOW, move |region| {
+        let start = writable.region(region);
+        // SAFETY: a whole region of the writable mapping; neither changes a byte of it.
+        unsafe {
+            let refused = libc::madvise(start, 1, libc::MADV_POPULATE_WRITE) != 0
+                || libc::madvise(start, HUGE, MADV_COLLAPSE) != 0;
+            // Another refusal may be about this region only.
+            !(refused && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL))
+        }
+    })
 }
 
 /// Maps `len` bytes of a file at a multiple of a huge page's size, where there is so much; null: refused.
@@ -219,6 +217,7 @@ impl CodeMemory {
 
 impl Drop for CodeMemory {
     fn drop(&mut self) {
+        self.ahead.stop();
         // SAFETY: both mappings are ours, and nobody executes code of a value that is dropped.
         unsafe {
             libc::munmap(self.writable.cast(), self.len);
