@@ -85,11 +85,13 @@ impl Cpu {
                 continue;
             }
             let linear = self.code_linear();
+            let before = (self.state.retired, self.state.rip);
             // What follows a block that was interpreted is cold as a rule, and has its own way to its fragment.
             if previous.is_null()
                 && let Some(done) = self.run_known(linear)
             {
                 done?;
+                self.step_if_stuck(before)?;
                 continue;
             }
             let block = if previous.is_null() {
@@ -113,6 +115,7 @@ impl Cpu {
                 // SAFETY: as below.
                 if let Some(done) = unsafe { self.translated(block, linear) } {
                     done?;
+                    self.step_if_stuck(before)?;
                     previous = null_mut();
                     continue;
                 }
@@ -137,6 +140,14 @@ impl Cpu {
             }
         }
         Ok(())
+    }
+
+    /// Translated code that was entered with this many instructions retired, at this RIP, may have led to a fragment for which
+    /// the budget does not reach, though it reached for the first: then one instruction is interpreted.
+    #[inline]
+    fn step_if_stuck(&mut self, (retired, rip): (u64, u64)) -> Exec {
+        let stuck = self.state.retired == retired && self.state.rip == rip;
+        if stuck && self.translator.as_ref().is_some_and(|t| !t.plain) { self.careful_step() } else { Ok(()) }
     }
 
     /// Runs translated code from `block`, if it is warm and may be translated.

@@ -168,3 +168,25 @@ fn calls_whose_return_address_is_changed() {
     let [sometimes, always] = [gpr::RSI, gpr::RCX].map(|n| guests[0].cpu.state.gpr[n]);
     assert!(sometimes > 300 && always > sometimes + 300);
 }
+
+#[test]
+fn fragments_of_one_block_may_differ_in_length() {
+    // top: push rax; push rcx; push rdx; inc rbx; cmp rbx, 8; jb over; add rsi, 1 (three times);
+    // over: pop rdx; pop rcx; pop rax; jmp top. The branch is taken at first, so that the fragment ends there. Later the
+    // stack crosses a page, and what was decoded is forgotten: the fragment for that has all of the block.
+    let mut code = vec![0x50, 0x51, 0x52, 0x48, 0xff, 0xc3, 0x48, 0x83, 0xfb, 8, 0x72, 12];
+    code.extend([0x48, 0x83, 0xc6, 1].repeat(3));
+    code.extend([0x5a, 0x59, 0x58, 0xeb, 0xe3]);
+    let mut guests = both(&code);
+    for guest in &mut guests {
+        guest.cpu.state.gpr[gpr::RSP] += 0x800;
+    }
+    guests[1].cpu.translator.as_mut().expect("a translator").warm = 3;
+    alike(&mut guests, (0..400u64).map(|n| 1 + n % 23), |guest, n| {
+        if n == 200 {
+            guest.cpu.state.gpr[gpr::RSP] -= 0x800 - 8;
+            guest.cpu.blocks.clear();
+        }
+    });
+    assert!(guests[0].cpu.state.gpr[gpr::RSI] > 100);
+}
