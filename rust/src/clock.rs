@@ -1,6 +1,6 @@
 //! The core's clock: 1 GHz, so that one TSC tick is one nanosecond (CPUID 15H says so).
 
-pub use crate::host_time::now as monotonic_ns;
+pub use crate::host::time::now as monotonic_ns;
 
 /// Where time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

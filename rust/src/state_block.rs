@@ -5,7 +5,8 @@
 
 use std::ops::{Deref, DerefMut};
 
-use crate::memory::{HUGE, Mapping, PAGE};
+use crate::host::{HUGE, Mapping};
+use crate::memory::PAGE;
 use crate::state::State;
 use crate::translator::hot::Hot;
 

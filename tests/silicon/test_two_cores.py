@@ -315,6 +315,7 @@ def test_a_loop_that_another_core_rewrites_again_and_again() -> None:
         + b"\x75\xe6"
         + b"\xf4"
     )
-    pair = Pair(spin, change)
-    assert pair.run() == BOTH_HALTED
-    assert pair.machine.state[slots.RBX] == 2000
+    for _ in range(10):
+        pair = Pair(spin, change)
+        assert pair.run() == BOTH_HALTED
+        assert pair.machine.state[slots.RBX] == 2000

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
-use crate::memory::{HUGE, Mapping};
+use crate::host::{HUGE, Mapping, has_spare_core};
 
 /// A huge page, or as much memory.
 pub fn chunk() -> Mapping {
@@ -20,7 +20,7 @@ pub fn chunk() -> Mapping {
 
 /// Where a thread puts chunks that the host has cleared already, two ahead: where a core is free, nobody waits for it.
 fn spares() -> Option<Mutex<Receiver<Mapping>>> {
-    if thread::available_parallelism().map_or(1, usize::from) < 2 {
+    if !has_spare_core() {
         return None;
     }
     let (send, receive) = sync_channel(1);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Insn;
 use super::settled::chunk;
-use crate::memory::{HUGE, Mapping};
+use crate::host::{HUGE, Mapping};
 
 /// Bytes of a chunk.
 const CHUNK: usize = HUGE;
@@ -37,9 +37,7 @@ impl Decoded {
             std::slice::from_raw_parts(bytes, usize::from(self.length))
         }
     }
-}
 
-impl Decoded {
     /// The first `count` of them.
     #[must_use]
     pub fn up_to(&self, count: usize) -> Self {
@@ -80,8 +78,8 @@ impl Store {
         if CHUNK - self.used < size {
             *self = Self::default();
         }
-        // SAFETY: `size` bytes from `used` on lie in the chunk, are aligned, not at null, and nobody else has them; the instructions
-        // move, as `insns` forgets them.
+        // SAFETY: `size` bytes from `used` on lie in the chunk, are aligned, not at null, and nobody else has them; the
+        // instructions move, as `insns` forgets them.
         let first = unsafe {
             let first: NonNull<Insn> = NonNull::new_unchecked(self.chunk.base).add(self.used).cast();
             insns.set_len(0);

@@ -90,8 +90,7 @@ impl Cpu {
             if previous.is_null()
                 && let Some(done) = self.run_known(linear)
             {
-                done?;
-                self.step_if_stuck(before)?;
+                self.step_if_stuck(done, before)?;
                 continue;
             }
             let block = if previous.is_null() {
@@ -114,8 +113,7 @@ impl Cpu {
             if self.translator.is_some() {
                 // SAFETY: as below.
                 if let Some(done) = unsafe { self.translated(block, linear) } {
-                    done?;
-                    self.step_if_stuck(before)?;
+                    self.step_if_stuck(done, before)?;
                     previous = null_mut();
                     continue;
                 }
@@ -145,7 +143,8 @@ impl Cpu {
     /// Translated code that was entered with this many instructions retired, at this RIP, may have led to a fragment for which
     /// the budget does not reach, though it reached for the first: then one instruction is interpreted.
     #[inline]
-    fn step_if_stuck(&mut self, (retired, rip): (u64, u64)) -> Exec {
+    fn step_if_stuck(&mut self, done: Exec, (retired, rip): (u64, u64)) -> Exec {
+        done?;
         let stuck = self.state.retired == retired && self.state.rip == rip;
         if stuck && self.translator.as_ref().is_some_and(|t| !t.plain) { self.careful_step() } else { Ok(()) }
     }

@@ -4,27 +4,30 @@
 //! may be used from several threads at once; guest accesses come from `mmu`, which checks nothing twice.
 //! It knows no paging.
 
-mod ahead;
 mod bus;
 mod code_log;
-mod mapping;
 mod pages;
 mod raw;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-pub(crate) use ahead::{Ahead, Base, Window};
 pub use bus::{Bus, BusRegion};
-pub(crate) use mapping::{HUGE, Mapping};
 pub use pages::page_flag;
 pub use raw::Int;
 
 use crate::cpu::Doorbell;
+use crate::host::{Ahead, HUGE, Mapping, Window};
 use pages::Pages;
 
 /// Size of a page.
 pub const PAGE: u64 = 4096;
+
+/// Kernels are loaded low and hand out free memory mostly upwards; so much more than a guest uses is taken of the host at
+/// most, where it goes on in one direction.
+const WINDOW: Window = Window { first: 16, itself: false, up: 8, down: 2 };
+/// A smaller memory is not worth a thread.
+const LEAST: u64 = 32 * HUGE as u64;
 
 /// Memory of the machine.
 pub struct Memory {
@@ -49,7 +52,10 @@ impl Memory {
         let pool = pool.checked_next_multiple_of(PAGE).ok_or_else(too_big)?;
         let total = ram.checked_add(pool).filter(|&t| t < 1 << 46).ok_or_else(too_big)?;
         let mapping = Mapping::new(total as usize)?;
-        let ahead = mapping.ahead(ram as usize);
+        let ahead = match ram {
+            ..LEAST => Ahead::default(),
+            _ => mapping.ahead("memory-ahead", ram as usize, WINDOW),
+        };
         Ok(Self {
             pages: Pages::new((total / PAGE) as usize, ahead)?,
             mapping,

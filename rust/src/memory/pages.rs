@@ -7,9 +7,9 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
-use super::ahead::Ahead;
+use super::PAGE;
 use super::code_log::CodeLog;
-use super::{HUGE, Mapping, PAGE};
+use crate::host::{Ahead, HUGE, Mapping};
 
 /// Bits of [`super::Memory::flags`].
 pub mod page_flag {
@@ -96,10 +96,11 @@ impl Pages {
         self.version(self.index(pa))
     }
 
-    /// The mask of granules that `[first, last]` (offsets in the page) touches.
-    fn granule_mask(first: u64, last: u64) -> u64 {
-        let (first, last) = (first / GRANULE, last / GRANULE);
-        (!0u64 << first) & (!0u64 >> (63 - last))
+    /// The mask of granules that `len` bytes, those of them in the first one's page, touch.
+    fn granule_mask(pa: u64, len: u64) -> u64 {
+        let offset = pa % PAGE;
+        let last = (offset + len.max(1) - 1).min(PAGE - 1);
+        (!0u64 << (offset / GRANULE)) & (!0u64 >> (63 - last / GRANULE))
     }
 
     /// After bytes were stored: dirty, and bumps the version where code was decoded from them.
@@ -129,8 +130,7 @@ impl Pages {
     #[cold]
     fn written_code(&self, pa: u64, len: u64) -> bool {
         let page = self.index(pa);
-        let offset = pa % PAGE;
-        let mask = Self::granule_mask(offset, offset + len - 1);
+        let mask = Self::granule_mask(pa, len);
         let marked = self.granules(page).load(Ordering::Relaxed);
         if marked & mask != 0 {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,8 +154,7 @@ impl Pages {
     /// TLB may still write the page without notice: then the caller shoots that down before it reads.
     pub(crate) fn mark_code(&self, pa: u64, len: u64) -> (u32, bool) {
         let page = self.index(pa);
-        let offset = pa % PAGE;
-        let mask = Self::granule_mask(offset, (offset + len.max(1) - 1).min(PAGE - 1));
+        let mask = Self::granule_mask(pa, len);
         // The version is read before the marks: whoever removes marks bumps it afterwards.
         let version = self.version(page).load(Ordering::SeqCst);
         let marked = self.granules(page).load(Ordering::SeqCst) & mask == mask;

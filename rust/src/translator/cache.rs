@@ -10,10 +10,9 @@ use super::glue::{self, Glue};
 use super::hot::Hot;
 use super::index::{Index, NOBODY, Place, key};
 use super::variant::PLAIN;
-use crate::decode::{Block, Decoded, DecodedInsn, Insn, ONE_PAGE};
-use crate::host_time;
-use crate::interpreter::vector::code_memory::{CodeMemory, CodeMemoryError};
-use crate::memory::Memory;
+use crate::decode::{Block, Decoded, Insn, ONE_PAGE};
+use crate::host::code_memory::{CodeMemory, CodeMemoryError};
+use crate::host::time;
 
 /// Host code kept by default, in bytes: what L1 and L2 that both compile have warm (gcc in two levels takes 130 MB).
 pub const DEFAULT_BYTES: usize = 256 << 20;
@@ -25,6 +24,8 @@ const MOST_BYTES: usize = 1 << 30;
 const WARM: u16 = 3;
 /// Room that the largest fragment may need.
 const MARGIN: usize = 256 << 10;
+/// Stale fragments that lead to the one that took their place; from older ones the way is through the run loop.
+const OLD: usize = 4;
 /// Bytes at a fragment's entry that a stale fragment's way out replaces.
 const PATCH: usize = 5;
 
@@ -49,6 +50,10 @@ pub struct Fragment {
     /// Its entries lead out; `kept` are the bytes that stood there.
     pub(super) stale: bool,
     kept: [[u8; PATCH]; 2],
+    /// What it takes for granted of the instruction behind it: see `behind_sti`.
+    harmless_next: bool,
+    /// Those whose place it took, the most recent one first: their entries lead here.
+    old: [u32; OLD],
 }
 
 impl Fragment {
@@ -304,8 +309,8 @@ impl Translator {
         self.statistics.evictions += 1;
     }
 
-    /// Translates a block that is fresh. `None`: it is not to be had now.
-    pub fn make(&mut self, block: &Block, variant: u8, memory: &Memory, hot: &mut Hot) -> Option<Known> {
+    /// Translates a block that is fresh; `harmless_next`: see `behind_sti`. `None`: it is not to be had now.
+    pub fn make(&mut self, block: &Block, variant: u8, harmless_next: bool, hot: &mut Hot) -> Option<Known> {
         let host_pa = block.host_pa;
         let crossing = block.second_pa != ONE_PAGE;
         let key = key(host_pa, crossing, variant);
@@ -315,7 +320,7 @@ impl Translator {
         if let Some(f) = self.fragments.get(number as usize)
             && f.second_pa == block.second_pa
         {
-            if block.insns.bytes().starts_with(f.insns.bytes()) {
+            if block.insns.bytes().starts_with(f.insns.bytes()) && f.harmless_next == harmless_next {
                 let known = f.known(NO_KEY);
                 place.waiting = NOBODY;
                 self.missed = NO_KEY;
@@ -326,12 +331,11 @@ impl Translator {
             self.page_written(host_pa / 4096);
             old = Some(number);
         }
-        let begin = host_time::now();
+        let begin = time::now();
         if self.code.free() < MARGIN {
             self.clear(hot);
             (old, waiting) = (None, NOBODY);
         }
-        let next = follower(block, memory);
         let first_link = self.links.len() as u32;
         let context = Context {
             glue_base: self.glue_base as u64,
@@ -340,7 +344,7 @@ impl Translator {
             first_link,
             first_far: self.far.len() as u32,
             variant,
-            next: next.as_deref(),
+            harmless_next,
             exact_flags: self.exact_flags,
         };
         let insns = match block.left.get() {
@@ -402,6 +406,8 @@ impl Translator {
             outs: draft.stale.map(|at| cold.wrapping_add(at as usize)),
             stale: false,
             kept: [[0; PATCH]; 2],
+            harmless_next,
+            old: [NOBODY; OLD],
         };
         let known = fragment.known(key);
         self.fragments.push(fragment);
@@ -417,7 +423,7 @@ impl Translator {
         (place.fragment, place.waiting) = (number, NOBODY);
         self.missed = NO_KEY;
         if crossing {
-            self.index.cross([host_pa / 4096, block.second_pa / 4096], number);
+            self.index.cross([host_pa / 4096, block.second_pa / 4096], number, old);
         } else {
             self.front[in_front(key)] = known;
             self.link_waiting(known, waiting);
@@ -425,7 +431,7 @@ impl Translator {
         for link in first_link..self.links.len() as u32 {
             self.link_or_wait(link, key);
         }
-        self.statistics.translating_ns += host_time::now().saturating_sub(begin);
+        self.statistics.translating_ns += time::now().saturating_sub(begin);
         Some(known)
     }
 
@@ -477,20 +483,22 @@ impl Translator {
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
                 f.kept[n] = self.code.read(entry, PATCH).try_into().unwrap_or_default();
             }
-            for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
-                self.code.overwrite(entry, &jump(entry, f.outs[n]));
-            }
+            lead(&mut self.code, f, f.outs);
         }
     }
 
-    /// Whoever enters the old fragment goes to the new one of the same address.
+    /// Whoever enters the old fragment, or one whose place that took, goes to the new one of the same address.
     fn redirect(&mut self, old: u32, new: u32) {
-        let (old, new) = (&self.fragments[old as usize], &self.fragments[new as usize]);
-        if old.entry == old.entry_saved && new.entry != new.entry_saved {
-            return; // it does not know where the flags are
+        let [first, second, third, last] = std::mem::replace(&mut self.fragments[old as usize].old, [NOBODY; OLD]);
+        self.fragments[new as usize].old = [old, first, second, third];
+        let to = &self.fragments[new as usize];
+        for number in [old, first, second, third, last] {
+            let Some(from) = self.fragments.get(number as usize) else { continue };
+            // A fragment may not know where the flags are.
+            let knows = from.entry != from.entry_saved || to.entry == to.entry_saved;
+            let leads = knows && number != last;
+            lead(&mut self.code, from, if leads { [to.entry, to.entry_saved] } else { from.outs });
         }
-        self.code.overwrite(old.entry, &jump(old.entry, new.entry));
-        self.code.overwrite(old.entry_saved, &jump(old.entry_saved, new.entry_saved));
     }
 
     fn revive(&mut self, number: u32) {
@@ -505,28 +513,16 @@ impl Translator {
     }
 }
 
+/// A fragment's two entries lead elsewhere.
+fn lead(code: &mut CodeMemory, from: &Fragment, to: [*const u8; 2]) {
+    for (entry, to) in [from.entry, from.entry_saved].into_iter().zip(to) {
+        code.overwrite(entry, &jump(entry, to));
+    }
+}
+
 /// JMP rel32 at `from`.
 fn jump(from: *const u8, to: *const u8) -> [u8; PATCH] {
     let mut code = [0xe9, 0, 0, 0, 0];
     code[1..].copy_from_slice(&((to as i64 - (from as i64 + 5)) as i32).to_le_bytes());
     code
-}
-
-/// The instruction behind a block, if it lies in the same page: STI wants to know it.
-fn follower(block: &Block, memory: &Memory) -> Option<Box<Insn>> {
-    if block.insns.last()?.iced.mnemonic() != Mnemonic::Sti {
-        return None;
-    }
-    let at = block.host_pa + block.insns.bytes().len() as u64;
-    let mut bytes = [0; 15];
-    let len = 15.min(4096 - at % 4096) as usize;
-    let bytes = &mut bytes[..len];
-    if at / 4096 != block.host_pa / 4096 {
-        return None;
-    }
-    memory.read_bytes(at, bytes);
-    match crate::decode::decode_one(bytes, block.bits) {
-        DecodedInsn::Insn(insn) => Some(Box::new(insn)),
-        DecodedInsn::Truncated => None,
-    }
 }

@@ -5,7 +5,7 @@
 use super::hot::{Refused, Structures};
 use crate::clock::Clock;
 use crate::cpu::Cpu;
-use crate::host_time;
+use crate::host::time;
 use crate::state::cr;
 use crate::vmx::bits::{primary, secondary};
 use crate::vmx::fields::slot;
@@ -40,7 +40,7 @@ impl Cpu {
             time = 1;
         }
         let scale = match self.clock {
-            Clock::Host { origin } => host_time::scale().map(|scale| (scale, scale.ns.wrapping_sub(origin))),
+            Clock::Host { origin } => time::scale().map(|scale| (scale, scale.ns.wrapping_sub(origin))),
             Clock::Virtual { .. } => None,
         };
         time |= u64::from(scale.is_none() || self.timer_near);

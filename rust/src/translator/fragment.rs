@@ -110,7 +110,7 @@ pub struct Draft {
 
 /// What stays the same for all fragments.
 #[derive(Clone, Copy)]
-pub struct Context<'a> {
+pub struct Context {
     /// Address of the shared code.
     pub glue_base: u64,
     /// Its entry points.
@@ -123,8 +123,8 @@ pub struct Context<'a> {
     pub first_far: u32,
     /// What the fragment takes for granted.
     pub variant: u8,
-    /// The instruction behind the block, where the last one is STI.
-    pub next: Option<&'a Insn>,
+    /// See [`super::behind_sti`].
+    pub harmless_next: bool,
     /// Flags are exact at every point where the state can be seen.
     pub exact_flags: bool,
 }
@@ -144,7 +144,7 @@ struct Builder<'a> {
     /// Code that is rarely executed.
     c: Asm,
     draft: Draft,
-    context: &'a Context<'a>,
+    context: &'a Context,
     insns: &'a [Insn],
     /// Offset in the page of each instruction, and of the end.
     offsets: Vec<u64>,
@@ -200,7 +200,7 @@ fn room<T>(of: &mut Vec<T>) -> Vec<T> {
 }
 
 /// Translates `insns`, whose bytes are `bytes` at offset `offset` of their page, into `scratch.draft`.
-pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context<'_>, scratch: &mut Scratch) {
+pub fn translate(insns: &[Insn], bytes: &[u8], offset: u64, context: &Context, scratch: &mut Scratch) {
     let mut plans = room(&mut scratch.plans);
     plans.extend(insns.iter().map(|i| classify(i, context.variant, &mut scratch.shapes)));
     flags::live(insns, &plans, context.exact_flags, &mut scratch.live);

@@ -281,10 +281,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.op_mem(true, 0x3b, reg::S0, entry(hot!(targets))); // cmp s0, [tag]
     let miss = a.jcc_later(cc::NE);
     a.load(reg::S0, state!(rip));
-    a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
-    a.bytes(&(-4096i32).to_le_bytes());
-    a.store(reg::S0, hot!(rip_page));
-    a.jmp_mem(entry(hot!(targets) + 8));
+    go_to_page(a, entry(hot!(targets) + 8));
     a.bind_here(beyond);
     a.bind_here(miss);
     light::resolve(a, avx, saved, false);
@@ -303,6 +300,14 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     g.rdmsr = registers::rdmsr(a, &g);
     g.wrmsr = registers::wrmsr(a, &g);
     g
+}
+
+/// Goes to the code that `to` holds, of a fragment in the page of the address in S0.
+pub fn go_to_page(a: &mut Asm, to: Address) {
+    a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
+    a.bytes(&(-4096i32).to_le_bytes());
+    a.store(reg::S0, hot!(rip_page));
+    a.jmp_mem(to);
 }
 
 /// RIP = page of the fragment + S1.

@@ -115,10 +115,14 @@ impl Index {
         place
     }
 
-    /// A fragment lies in both pages.
-    pub fn cross(&mut self, pages: [u64; 2], fragment: u32) {
+    /// A fragment lies in both pages, and took the place of the old one.
+    pub fn cross(&mut self, pages: [u64; 2], fragment: u32, old: Option<u32>) {
         for page in pages {
-            self.page(page).crossing.push(fragment);
+            let crossing = &mut self.page(page).crossing;
+            match crossing.iter_mut().find(|known| Some(**known) == old) {
+                Some(known) => *known = fragment,
+                None => crossing.push(fragment),
+            }
         }
     }
 
@@ -157,12 +161,14 @@ mod tests {
         let mut index = Index::default();
         let k = key(0x1fff, true, 0);
         index.place(k).fragment = 3;
-        index.cross([1, 9], 3);
+        index.cross([1, 9], 3, None);
         assert_eq!(index.of_page(1).collect::<Vec<_>>(), [3, 3]);
         assert_eq!(index.of_page(9).collect::<Vec<_>>(), [3]);
         assert_eq!(index.of_page(2).count(), 0);
         index.place(k).fragment = 4;
         assert!(index.of_page(1).any(|f| f == 3), "it may still run");
+        index.cross([1, 9], 4, Some(3));
+        assert_eq!(index.of_page(1).collect::<Vec<_>>(), [4, 4]);
         index.clear();
         assert!(index.get(k).is_none() && index.of_page(9).count() == 0);
     }

@@ -94,7 +94,7 @@ impl Translator {
             first_link: 0,
             first_far: 0,
             variant: f.variant,
-            next: None, // only what lies behind a last STI is told wrong
+            harmless_next: false, // only a last STI is told wrong
             exact_flags: self.exact_flags,
         };
         fragment::translate(&f.insns, f.insns.bytes(), f.host_pa % 4096, &context, &mut self.scratch);

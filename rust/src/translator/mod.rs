@@ -6,6 +6,7 @@
 //! in and out.
 
 mod asm;
+mod behind_sti;
 mod cache;
 mod classify;
 mod controls;

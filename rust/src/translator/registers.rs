@@ -1,5 +1,6 @@
-//! VMREAD from the shadow VMCS, VMWRITE of what it holds already, and RDMSR and WRMSR of what a hypervisor and a kernel touch all the time, as shared code: calls
-//! that come back with the instruction done, or leave for the interpreter's handler.
+//! VMREAD from the shadow VMCS, VMWRITE of what it holds already, and RDMSR and WRMSR of what a hypervisor and a kernel
+//! touch all the time, as shared code: calls that come back with the instruction done, or leave for the interpreter's
+//! handler.
 //!
 //! Nothing is done here that exits or faults (SDM 25.6.9, 26.1.3; vol. 4): bitmaps and values are looked at first.
 
@@ -24,6 +25,11 @@ enum Takes {
 /// In a routine the return address lies on the stack.
 fn here(field: i32) -> Address {
     Address::base(reg::RSP, field + 8)
+}
+
+/// RAX is what it was when the routine began.
+fn reload_rax(a: &mut Asm) {
+    a.op_mem(true, 0x8b, reg::RAX, here(in_state(reg::RAX)));
 }
 
 /// A routine under construction: S1 is the site, S0 and the flags are its own, RAX is put aside.
@@ -90,15 +96,11 @@ impl<'a> Routine<'a> {
 
     /// Returns with the flags of VMsucceed.
     fn succeed(&mut self) {
-        self.reload_rax();
+        reload_rax(self.a);
         // 0 + 1 leaves all six flags clear.
         self.a.mov_imm(reg::S1, 0);
         self.a.op_reg(false, 0x83, 0, reg::S1);
         self.a.bytes(&[1, RET]);
-    }
-
-    fn reload_rax(&mut self) {
-        self.a.op_mem(true, 0x8b, reg::RAX, here(in_state(reg::RAX)));
     }
 
     fn end(self, g: &Glue) {
@@ -106,7 +108,7 @@ impl<'a> Routine<'a> {
         for at in self.away {
             a.bind_here(at);
         }
-        a.op_mem(true, 0x8b, reg::RAX, here(in_state(reg::RAX)));
+        reload_rax(a);
         a.lea(true, reg::RSP, Address::base(reg::RSP, 8));
         flags_back(a);
         a.load(reg::S1, hot!(target));
@@ -206,7 +208,7 @@ pub fn wrmsr(a: &mut Asm, g: &Glue) -> usize {
         }
         r.away_when(cc::NE);
         r.a.op_mem(true, 0x89, reg::S0, here(field));
-        r.reload_rax();
+        reload_rax(r.a);
         r.a.bytes(&[RET]);
         r.a.bind_here(other);
     }

@@ -6,7 +6,7 @@
 //! leaves translated code until there is a fragment.
 
 use super::asm::{Address, Asm, cc, reg};
-use super::glue::state;
+use super::glue::{go_to_page, state};
 use super::hot::hot;
 
 /// Places on the stack, of eight bytes each.
@@ -77,9 +77,6 @@ pub fn generate(a: &mut Asm, lookup: usize) -> usize {
     a.load(reg::S0, state!(rip));
     let changed = a.jcc_later(cc::NE);
     a.bind(changed, lookup);
-    a.bytes(&[0x49, 0x81, 0xe6]); // and r14, -4096
-    a.bytes(&(-4096i32).to_le_bytes());
-    a.store(reg::S0, hot!(rip_page));
-    a.jmp_mem(at(hot!(returns.code), reg::S1));
+    go_to_page(a, at(hot!(returns.code), reg::S1));
     begin
 }

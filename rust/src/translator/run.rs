@@ -12,8 +12,8 @@ use super::hot::Hot;
 use super::variant;
 use crate::cpu::{Bits, Cpu};
 use crate::decode::{Block, Insn, ONE_PAGE};
+use crate::host::code_memory::CodeMemoryError;
 use crate::interpreter::events::blocking;
-use crate::interpreter::vector::code_memory::CodeMemoryError;
 use crate::mmu::EPOCH_SPARE;
 use crate::state::{cr, flag, gpr};
 use crate::stop::{Exec, Stop};
@@ -127,17 +127,24 @@ impl Cpu {
         }
     }
 
-    /// Runs translated code from `block`, which is fresh and fits the budget. `None`: it could not be translated.
-    pub(crate) fn run_translated(&mut self, block: &Block, linear: u64) -> Option<Exec> {
+    /// Runs translated code from `block`, which fits the budget. `None`: it could not be translated.
+    pub(crate) fn run_translated(&mut self, block: &mut Block, linear: u64) -> Option<Exec> {
         self.drop_written_code();
+        // Whoever wrote it since it was found is in the log that was just read: a fragment of it would pass for fresh.
+        if block.stale(self.memory.code_epoch()) {
+            return None;
+        }
         let variant = self.variant() | self.plain_variant();
         let hot: *mut Hot = self.state.hot();
         let translator = self.translator.as_mut()?;
         translator.plain = false;
         let known = match translator.find_block(block, variant) {
             Some(known) => known,
-            // SAFETY: `hot` lies before the state, which is not touched meanwhile.
-            None => translator.make(block, variant, &self.memory, unsafe { &mut *hot })?,
+            None => {
+                let harmless_next = self.is_harmless_behind(block);
+                // SAFETY: `hot` lies before the state, which is not touched meanwhile.
+                self.translator.as_mut()?.make(block, variant, harmless_next, unsafe { &mut *hot })?
+            }
         };
         if block.second_pa != ONE_PAGE {
             self.note_code((linear | 0xfff).wrapping_add(1));

@@ -95,6 +95,29 @@ fn an_exit_behind_sti_says_that_interrupts_are_blocked() {
     }
 }
 
+/// A NOP behind STI becomes an instruction that exits, where the write is near the STI and where it is not.
+#[test]
+fn what_stands_behind_sti_may_change() {
+    for start in [CODE, CODE + 62] {
+        // top: cli; sti; nop; nop; jmp top
+        let mut guests = both(&[]);
+        for guest in &mut guests {
+            guest.load(start, &[0xfa, 0xfb, 0x90, 0x90, 0xeb, 0xfa]);
+            guest.cpu.state.rip = start;
+        }
+        alike(&mut guests, [500, 300], |_, _| {});
+        for guest in &mut guests {
+            guest.cpu.memory.write(start + 2, 0xa20f_u16); // cpuid
+            guest.cpu.state.rip = start;
+            guest.cpu.state.interruptibility = 0;
+        }
+        let stops = guests.each_mut().map(|guest| guest.run(300));
+        assert_eq!(stops[0], stops[1]);
+        let seen = guests.each_ref().map(|guest| (guest.cpu.state.rip, guest.cpu.state.interruptibility));
+        assert_eq!(seen, [(start + 2, 1); 2]);
+    }
+}
+
 /// Each piece begins with something else that differs, and ends as the interpreter says.
 #[test]
 fn odd_returns_are_exact() {

@@ -471,3 +471,28 @@ fn system_calls_stay_in_translated_code() {
     let count = |m: iced_x86::Mnemonic| helped[m as usize];
     assert!(count(iced_x86::Mnemonic::Syscall) + count(iced_x86::Mnemonic::Sysretq) < 100);
 }
+
+/// However often a loop is rewritten, what led to its first fragment is not led through all that came after.
+#[test]
+fn code_that_was_rewritten_often_is_entered_directly() {
+    // top: add rcx, imm8; jmp next; next: jmp top
+    let code = [0x48, 0x83, 0xc1, 1, 0xeb, 0, 0xeb, 0xf8];
+    let mut guests = both(&code);
+    alike(&mut guests, (0..300).map(|n| 50 + n % 7), |guest, n| guest.load(CODE + 3, &[n as u8]));
+    let translator = guests[1].cpu.translator.as_ref().expect("a translator");
+    assert!(translator.fragments.len() > 200);
+    for fragment in &translator.fragments {
+        let mut at = fragment.entry;
+        let hops = (0..1000).find(|_| {
+            // SAFETY: entries lie in code memory, and so does what the jumps there lead to.
+            unsafe {
+                let goes_on = at.read() == 0xe9;
+                if goes_on {
+                    at = at.offset(5 + at.add(1).cast::<i32>().read_unaligned() as isize);
+                }
+                !goes_on
+            }
+        });
+        assert!(hops.is_some_and(|hops| hops <= 3), "{hops:?}");
+    }
+}

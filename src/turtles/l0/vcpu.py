@@ -281,6 +281,7 @@ class Vcpu:
         # whose time runs until the next entry into L2.
         times, key, last_exit = nobodys, 0, 0
         waiting_key = waiting_exit = 0
+        # `x[k] = x[k] + n`, not `+=`: mypyc keeps machine integers unboxed in the first only.
         while machine.outcome is None:
             if self.attention:
                 self.attention = False

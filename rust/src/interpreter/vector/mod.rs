@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use crate::decode::{Handler, Insn};
+use crate::host::code_memory::{CodeMemory, CodeMemoryError};
 
-pub mod code_memory;
 pub mod features;
 mod fpu;
 mod gate;
@@ -21,7 +21,6 @@ mod trap;
 mod x87;
 pub mod xsave;
 
-use code_memory::{CodeMemory, CodeMemoryError};
 use stub::{Entry, Scratch, Traits};
 
 /// A stub and what the unit knows of its instruction.

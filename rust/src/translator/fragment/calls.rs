@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::super::asm::{Address, cc, reg};
+use super::super::asm::{Address, Asm, cc, reg};
 use super::super::classify::MemoryOperand;
 use super::super::far;
 use super::super::glue::{flags_aside, flags_back, gpr, host};
@@ -20,8 +20,7 @@ impl Builder<'_> {
 
     /// `into` = linear address at `offset` from the start of this page.
     pub(super) fn linear_of(&mut self, into: u8, offset: i64) {
-        self.a.load(into, hot!(rip_page));
-        self.a.lea(true, into, Address::base(into, offset as i32));
+        linear_of(&mut self.a, into, offset);
     }
 
     /// Control goes to `offset` from the start of this page.
@@ -36,9 +35,7 @@ impl Builder<'_> {
 
     /// The same, to another page.
     fn go_far(&mut self, offset: i64) {
-        if !self.flags.saved {
-            flags_aside(&mut self.a);
-        }
+        self.save_flags();
         let expected = far::expected(&mut self.a) as u32;
         let other = far::compare(&mut self.a);
         let pages = (offset & !(PAGE as i64 - 1)) as i32;
@@ -50,8 +47,7 @@ impl Builder<'_> {
         let number = self.context.first_far + self.draft.far.len() as u32;
         self.draft.far.push(Far { expected, jump });
         self.bind_cold(other);
-        self.c.load(reg::S0, hot!(rip_page));
-        self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
+        linear_of(&mut self.c, reg::S0, offset);
         self.c.op_mem(false, 0xfe, 1, Address::base(reg::RSP, far::counter(number))); // dec byte [counter]
         let look_up = self.c.jcc_later(cc::NE);
         self.cold_outside(look_up, self.context.glue.lookup_saved);
@@ -63,6 +59,20 @@ impl Builder<'_> {
     /// Control goes to the address in S0.
     fn look_up(&mut self) {
         self.jump_out(self.lookup());
+    }
+
+    /// In the cold part: control goes to `offset` from the start of this page, through the table of branch targets.
+    fn look_up_cold(&mut self, offset: i64) {
+        linear_of(&mut self.c, reg::S0, offset);
+        let out = self.c.jmp_later();
+        self.cold_outside(out, self.lookup());
+    }
+
+    /// Flags are in `saved_flags` from here on.
+    fn save_flags(&mut self) {
+        if !self.flags.saved {
+            flags_aside(&mut self.a);
+        }
     }
 
     /// The lookup of a target for flags where they are.
@@ -78,10 +88,7 @@ impl Builder<'_> {
         if is_near(offset) {
             self.link(Place32::Line(at as u32), offset as u16, false, self.flags.saved);
         } else {
-            self.c.load(reg::S0, hot!(rip_page));
-            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
-            let out = self.c.jmp_later();
-            self.cold_outside(out, self.lookup());
+            self.look_up_cold(offset);
         }
     }
 
@@ -90,15 +97,9 @@ impl Builder<'_> {
         self.bind_cold(at);
         self.give_back((self.insns.len() - n - 1) as i32);
         if is_near(offset) {
-            let jump = self.c.jmp_later();
-            self.c.bind_here(jump);
-            let saved = self.flags.saved;
-            self.link(Place32::Cold(jump as u32), offset as u16, false, saved);
+            self.link_cold(offset as u16, false, self.flags.saved);
         } else {
-            self.c.load(reg::S0, hot!(rip_page));
-            self.c.lea(true, reg::S0, Address::base(reg::S0, offset as i32));
-            let out = self.c.jmp_later();
-            self.cold_outside(out, self.lookup());
+            self.look_up_cold(offset);
         }
     }
 
@@ -114,11 +115,16 @@ impl Builder<'_> {
         self.cold_outside(out, self.context.glue.leave_link);
     }
 
-    /// In the cold part: goes to a fragment without groups that begins with instruction `n`.
-    pub(super) fn plain_link(&mut self, n: usize, saved: bool) {
+    /// The same, for a jump in the cold part.
+    fn link_cold(&mut self, target: u16, plain: bool, saved: bool) {
         let at = self.c.jmp_later();
         self.c.bind_here(at); // until it is linked: the lines that follow
-        self.link(Place32::Cold(at as u32), self.offsets[n] as u16, true, saved);
+        self.link(Place32::Cold(at as u32), target, plain, saved);
+    }
+
+    /// In the cold part: goes to a fragment without groups that begins with instruction `n`.
+    pub(super) fn plain_link(&mut self, n: usize, saved: bool) {
+        self.link_cold(self.offsets[n] as u16, true, saved);
     }
 
     /// Goes on behind instruction `n`, the last of its block.
@@ -200,12 +206,16 @@ impl Builder<'_> {
             self.look_up();
             return Some(true);
         }
-        if !self.flags.saved {
-            flags_aside(&mut self.a);
-        }
+        self.save_flags();
         self.jump_out(self.context.glue.returns);
         Some(true)
     }
+}
+
+/// `into` = linear address at `offset` from the start of the fragment's page.
+fn linear_of(a: &mut Asm, into: u8, offset: i64) {
+    a.load(into, hot!(rip_page));
+    a.lea(true, into, Address::base(into, offset as i32));
 }
 
 /// A branch there can be linked. Near the end of the page an instruction may cross it: its fragment is found by linear

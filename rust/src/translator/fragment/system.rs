@@ -383,8 +383,7 @@ impl Builder<'_> {
     /// STI where its shadow cannot be seen: what follows is an instruction that neither faults nor exits, it
     /// will execute before the budget ends, and nobody waits for an interrupt window.
     pub(super) fn sti(&mut self, n: usize) -> Option<bool> {
-        let next = self.context.next?;
-        if !is_harmless(next) {
+        if !self.context.harmless_next {
             return None;
         }
         flags_aside(&mut self.a);
@@ -414,24 +413,5 @@ impl Builder<'_> {
         self.a.load(reg::S0, if off { hot!(tlb_unchecked) } else { hot!(tlb_checked) });
         self.a.store(reg::S0, hot!(tlb));
         self.behind(n)
-    }
-}
-
-/// Register moves, NOPs and direct jumps: they neither fault nor exit, and read no flags.
-fn is_harmless(insn: &Insn) -> bool {
-    use iced_x86::Mnemonic as M;
-    let i = &insn.iced;
-    let registers = (0..i.op_count()).all(|n| match i.op_kind(n) {
-        OpKind::Register => i.op_register(n).is_gpr(),
-        kind => {
-            matches!(kind, OpKind::Immediate8 | OpKind::Immediate32 | OpKind::Immediate8to32 | OpKind::Immediate8to64)
-        }
-    });
-    match i.mnemonic() {
-        M::Nop => true,
-        M::Jmp => i.is_jmp_short_or_near(),
-        M::Mov | M::Xor | M::And | M::Or | M::Add | M::Sub | M::Test | M::Cmp => registers,
-        M::Lea => true,
-        _ => false,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::HUGE;
+use super::{HUGE, has_spare_core};
 
 /// What is provided when a region (of one huge page) is used for the first time.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ impl Ahead {
         window: Window,
         provide: impl Fn(usize) -> bool + Send + 'static,
     ) -> Self {
-        if thread::available_parallelism().map_or(1, usize::from) < 2 {
+        if !has_spare_core() {
             return Self::default();
         }
         let used = (0..regions).map(|_| AtomicBool::new(false)).collect();

@@ -3,9 +3,12 @@
 //! It does not know what the code does; `overwrite` is for branches that are linked later.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 
-use crate::memory::{Ahead, Base, HUGE, Window};
+use super::mapping::aligned;
+use super::{Ahead, Base, HUGE, Window};
 
 /// The host refuses executable memory.
 #[derive(Debug)]
@@ -61,35 +64,17 @@ impl CodeMemory {
     /// # Errors
     /// When the host refuses the memory, or to execute it.
     pub fn new(len: usize) -> Result<Self, CodeMemoryError> {
-        let last = |step| CodeMemoryError { step, source: io::Error::last_os_error() };
-        // SAFETY: plain system calls on values made here; the results are checked.
-        unsafe {
-            let fd = libc::memfd_create(c"silicon-code".as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
-                return Err(last("memfd_create"));
-            }
-            let size = libc::off_t::try_from(len).unwrap_or(libc::off_t::MAX);
-            if libc::ftruncate(fd, size) != 0 {
-                let error = last("ftruncate");
-                libc::close(fd);
-                return Err(error);
-            }
-            let writable = map(fd, len, libc::PROT_READ | libc::PROT_WRITE);
-            let error = last("mmap, writable");
-            if writable.is_null() {
-                libc::close(fd);
-                return Err(error);
-            }
-            let executable = map(fd, len, libc::PROT_READ | libc::PROT_EXEC);
-            let error = last("mmap, executable");
-            libc::close(fd);
-            if executable.is_null() {
-                libc::munmap(writable.cast(), len);
-                return Err(error);
-            }
-            let ahead = if len < 4 * HUGE { Ahead::default() } else { huge_pages(Base(writable), len / HUGE) };
-            Ok(Self { writable, executable, len, used: 0, cold: len, ahead })
-        }
+        let refused = |step| move |source| CodeMemoryError { step, source };
+        let file = memory_file().map_err(refused("memfd_create"))?;
+        file.set_len(len as u64).map_err(refused("ftruncate"))?;
+        let writable = map(&file, len, libc::PROT_READ | libc::PROT_WRITE).map_err(refused("mmap, writable"))?;
+        let executable = map(&file, len, libc::PROT_READ | libc::PROT_EXEC).map_err(|source| {
+            // SAFETY: mapped just now, and nobody has seen it.
+            unsafe { libc::munmap(writable.cast(), len) };
+            refused("mmap, executable")(source)
+        })?;
+        let ahead = if len < 4 * HUGE { Ahead::default() } else { huge_pages(Base(writable), len / HUGE) };
+        Ok(Self { writable, executable, len, used: 0, cold: len, ahead })
     }
 
     /// Where the next code will lie.
@@ -129,53 +114,7 @@ impl CodeMemory {
         self.cold = start;
         Some(self.executable.wrapping_add(start))
     }
-}
 
-/// The thread that has huge pages put under code. The kernel wants to see a page in each; what lies there stays.
-fn huge_pages(writable: Base, regions: usize) -> Ahead {
-    const MADV_COLLAPSE: libc::c_int = 25;
-    Ahead::new("code-ahead", regions, WINDOW, move |region| {
-        let start = writable.region(region);
-        // SAFETY: a whole region of the writable mapping; neither changes a byte of it.
-        unsafe {
-            let refused = libc::madvise(start, 1, libc::MADV_POPULATE_WRITE) != 0
-                || libc::madvise(start, HUGE, MADV_COLLAPSE) != 0;
-            // Another refusal may be about this region only.
-            !(refused && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL))
-        }
-    })
-}
-
-/// Maps `len` bytes of a file at a multiple of a huge page's size, where there is so much; null: refused.
-///
-/// # Safety
-/// `fd` is a file that nobody else maps.
-unsafe fn map(fd: libc::c_int, len: usize, prot: libc::c_int) -> *mut u8 {
-    let room = if len < HUGE { 0 } else { HUGE };
-    // SAFETY: a fresh mapping aliases nothing; the second takes the place of a part of it, and the rest is given back.
-    unsafe {
-        let free = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let base = libc::mmap(std::ptr::null_mut(), len + room, libc::PROT_NONE, free, -1, 0);
-        if base == libc::MAP_FAILED {
-            return std::ptr::null_mut();
-        }
-        let before = if room == 0 { 0 } else { base.align_offset(HUGE) };
-        let aligned = base.add(before);
-        if libc::mmap(aligned, len, prot, libc::MAP_SHARED | libc::MAP_FIXED, fd, 0) == libc::MAP_FAILED {
-            libc::munmap(base, len + room); // leaves `errno` alone
-            return std::ptr::null_mut();
-        }
-        if before != 0 {
-            libc::munmap(base, before);
-        }
-        if room != before {
-            libc::munmap(aligned.add(len), room - before);
-        }
-        aligned.cast()
-    }
-}
-
-impl CodeMemory {
     /// Bytes that are left.
     #[must_use]
     pub fn free(&self) -> usize {
@@ -213,6 +152,45 @@ impl CodeMemory {
         // SAFETY: the range lies in code that was appended before, and that changes by `overwrite` only.
         unsafe { std::slice::from_raw_parts(self.writable.add(offset), len) }
     }
+}
+
+/// The thread that has huge pages put under code. The kernel wants to see a page in each; what lies there stays.
+fn huge_pages(writable: Base, regions: usize) -> Ahead {
+    Ahead::new("code-ahead", regions, WINDOW, move |region| {
+        let start = writable.region(region);
+        // SAFETY: a whole region of the writable mapping; neither changes a byte of it.
+        unsafe {
+            let refused = libc::madvise(start, 1, libc::MADV_POPULATE_WRITE) != 0
+                || libc::madvise(start, HUGE, libc::MADV_COLLAPSE) != 0;
+            // Another refusal may be about this region only.
+            !(refused && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL))
+        }
+    })
+}
+
+/// A file in memory that nobody else has.
+fn memory_file() -> io::Result<File> {
+    // SAFETY: a plain system call; what it gives is ours.
+    unsafe {
+        match libc::memfd_create(c"silicon-code".as_ptr(), libc::MFD_CLOEXEC) {
+            ..0 => Err(io::Error::last_os_error()),
+            fd => Ok(File::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Maps `len` bytes of a file at a multiple of a huge page's size, where there is so much.
+fn map(file: &File, len: usize, prot: libc::c_int) -> io::Result<*mut u8> {
+    let base = aligned(len, libc::PROT_NONE)?.cast();
+    // SAFETY: it takes the place of what was mapped just now.
+    unsafe {
+        if libc::mmap(base, len, prot, libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd(), 0) == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            libc::munmap(base, len);
+            return Err(error);
+        }
+    }
+    Ok(base.cast())
 }
 
 impl Drop for CodeMemory {
