@@ -28,6 +28,8 @@ FORBIDDEN = (
     "stall",
     "soft lockup",
 )
+ASLEEP = 0.25
+"""Of a core: what sleeps takes some hundredths on any host, what spins takes all."""
 
 
 def turtles(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -154,7 +156,7 @@ def test_interactive_console(images: ImageSet) -> None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
         os.close(master)
-    assert idle < 0.05
+    assert idle < ASLEEP
 
 
 def cpu_seconds(process: int) -> float:
@@ -202,4 +204,4 @@ def test_full_tower(images: ImageSet, tmp_path: Path) -> None:
         (e["level"], e["reason"], e["handled_by"]): e["count"] for e in json.loads(stats.read_text())["exits"]
     }
     assert rows[1, "VMRESUME", "L0"] and rows[2, "IO", "L1"] and rows[2, "EPT_VIOLATION", "L1"]
-    assert 0 < idle < 0.05, "an idle tower sleeps"
+    assert 0 < idle < ASLEEP, "an idle tower sleeps"
