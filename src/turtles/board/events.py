@@ -9,11 +9,12 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
-RUN_LIMIT = 10_000
+RUN_LIMIT: Final = 10_000
 """Callbacks that one `run` executes at most, so that the processor, and a stop request, get their turn."""
 
-FOREVER = 1 << 62
+FOREVER: Final = 1 << 62
 """A later deadline (146 years) is no deadline: it would not fit into the processor's clock."""
 
 

@@ -7,7 +7,7 @@ reach guest memory gets a `GuestMemoryError`, which it must turn into its own wa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 Line = Callable[[bool], None]
 """An interrupt line: called with the new level (True = asserted, whatever the electrical polarity)."""
@@ -70,7 +70,13 @@ class InterruptMessage(NamedTuple):
     """Level-triggered: the local APIC sets TMR and broadcasts its EOI."""
 
 
-FIXED, LOWEST_PRIORITY, SMI, NMI, INIT, STARTUP, EXTINT = 0, 1, 2, 4, 5, 6, 7
+FIXED: Final = 0
+LOWEST_PRIORITY: Final = 1
+SMI: Final = 2
+NMI: Final = 4
+INIT: Final = 5
+STARTUP: Final = 6
+EXTINT: Final = 7
 
 
 def message_of_msi(address: int, data: int) -> InterruptMessage | None:

@@ -7,16 +7,24 @@ asserted; the delivery-status bit always reads idle, since a message arrives at 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from turtles.devices.interfaces import EXTINT, FIXED, LOWEST_PRIORITY, InterruptMessage
 
-PINS = 24
-IOREGSEL, IOWIN, EOI = 0x00, 0x10, 0x40
-ID, VERSION, ARBITRATION, REDIRECTION = 0x00, 0x01, 0x02, 0x10
+PINS: Final = 24
+IOREGSEL: Final = 0x00
+IOWIN: Final = 0x10
+EOI: Final = 0x40
+ID: Final = 0x00
+VERSION: Final = 0x01
+ARBITRATION: Final = 0x02
+REDIRECTION: Final = 0x10
 
-REMOTE_IRR, LEVEL, MASKED = 1 << 14, 1 << 15, 1 << 16
-READ_ONLY = REMOTE_IRR | 1 << 12
-ENTRY_BITS = 0xFF00_0000_0001_FFFF
+REMOTE_IRR: Final = 1 << 14
+LEVEL: Final = 1 << 15
+MASKED: Final = 1 << 16
+READ_ONLY: Final = REMOTE_IRR | 1 << 12
+ENTRY_BITS: Final = 0xFF00_0000_0001_FFFF
 
 
 class IoApic:

@@ -8,6 +8,7 @@ performance-counter events happen, and directed EOI does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from turtles.devices.interfaces import (
     EXTINT,
@@ -23,20 +24,31 @@ from turtles.devices.interfaces import (
 )
 
 # Registers by xAPIC offset / 16, which is also the x2APIC MSR number less 800H (table 11-6).
+# Those that a tick touches are `Final`: compiled, they are numbers in the code and no look into a dictionary.
 ID, VERSION = 0x02, 0x03
-TPR, APR, PPR, EOI, RRD, LDR, DFR, SVR = 0x08, 0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E, 0x0F
+TPR, APR, PPR, RRD, LDR, DFR, SVR = 0x08, 0x09, 0x0A, 0x0C, 0x0D, 0x0E, 0x0F
+EOI: Final = 0x0B
 ISR, TMR, IRR = 0x10, 0x18, 0x20
 ESR = 0x28
 LVT_CMCI, ICR_LOW, ICR_HIGH = 0x2F, 0x30, 0x31
-LVT_TIMER, LVT_THERMAL, LVT_PERFORMANCE, LVT_LINT0, LVT_LINT1, LVT_ERROR = 0x32, 0x33, 0x34, 0x35, 0x36, 0x37
+LVT_TIMER: Final = 0x32
+LVT_THERMAL, LVT_PERFORMANCE, LVT_LINT1, LVT_ERROR = 0x33, 0x34, 0x36, 0x37
+LVT_LINT0: Final = 0x35
 INITIAL_COUNT, CURRENT_COUNT, DIVIDE, SELF_IPI = 0x38, 0x39, 0x3E, 0x3F
 
-MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST, MSR_X2APIC_LAST = 0x1B, 0x6E0, 0x800, 0x8FF
+MSR_APIC_BASE: Final = 0x1B
+MSR_TSC_DEADLINE: Final = 0x6E0
+MSR_X2APIC_FIRST: Final = 0x800
+MSR_X2APIC_LAST: Final = 0x8FF
 
-BASE_BSP, BASE_EXTD, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
-SVR_ENABLE = 1 << 8
-LVT_MASKED, LVT_READ_ONLY = 1 << 16, 1 << 14 | 1 << 12
-TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE = 0, 1, 2
+BASE_BSP = 1 << 8
+BASE_EXTD: Final = 1 << 10
+BASE_ENABLE: Final = 1 << 11
+SVR_ENABLE: Final = 1 << 8
+LVT_MASKED: Final = 1 << 16
+LVT_READ_ONLY = 1 << 14 | 1 << 12
+TIMER_PERIODIC: Final = 1
+TIMER_TSC_DEADLINE: Final = 2
 
 ESR_SEND_ILLEGAL_VECTOR, ESR_RECEIVED_ILLEGAL_VECTOR, ESR_ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
 
@@ -289,8 +301,13 @@ class LocalApic:
         entry = self._lvt[register]
         if entry & LVT_MASKED:
             return
-        delivery = entry >> 8 & 7 if register not in (LVT_TIMER, LVT_ERROR) else FIXED
-        if delivery != EXTINT:  # ExtINT is not latched: `pending` asks the 8259
+        delivery = entry >> 8 & 7 if register != LVT_TIMER and register != LVT_ERROR else FIXED
+        if delivery == FIXED:  # at each tick of a guest: without a message
+            if self._base & BASE_ENABLE:
+                self._accept_fixed(entry & 0xFF, level=False)
+                if self.wake is not None:
+                    self.wake()
+        elif delivery != EXTINT:  # ExtINT is not latched: `pending` asks the 8259
             self.accept(InterruptMessage(entry & 0xFF, delivery, self._id))
 
     def _error(self, bit: int) -> None:

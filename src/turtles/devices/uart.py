@@ -8,27 +8,56 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from turtles.devices.interfaces import Clock, Line, Timers
 
 # Registers by offset; the first two show the divisor latch while LCR.DLAB = 1.
-RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)
+RBR_THR: Final = 0
+IER: Final = 1
+IIR_FCR: Final = 2
+LCR: Final = 3
+MCR: Final = 4
+LSR: Final = 5
+MSR: Final = 6
+SCR: Final = 7
 
-IER_RDA, IER_THRE, IER_RLS, IER_MS = 1, 2, 4, 8
-IIR_NONE, IIR_MS, IIR_THRE, IIR_RDA, IIR_RLS, IIR_TIMEOUT = 1, 0, 2, 4, 6, 0xC
-FCR_ENABLE, FCR_CLEAR_RX, FCR_CLEAR_TX = 1, 2, 4
-LCR_BREAK, LCR_DLAB = 0x40, 0x80
-MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 1, 2, 4, 8, 0x10
-LSR_DR, LSR_OE, LSR_THRE, LSR_TEMT = 1, 2, 0x20, 0x40
-MSR_DELTA = 0x0F
-MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
+IER_RDA: Final = 1
+IER_THRE: Final = 2
+IER_RLS: Final = 4
+IER_MS: Final = 8
+IIR_NONE: Final = 1
+IIR_MS: Final = 0
+IIR_THRE: Final = 2
+IIR_RDA: Final = 4
+IIR_RLS: Final = 6
+IIR_TIMEOUT: Final = 0xC
+FCR_ENABLE: Final = 1
+FCR_CLEAR_RX: Final = 2
+FCR_CLEAR_TX: Final = 4
+LCR_BREAK: Final = 0x40
+LCR_DLAB: Final = 0x80
+MCR_DTR: Final = 1
+MCR_RTS: Final = 2
+MCR_OUT1: Final = 4
+MCR_OUT2: Final = 8
+MCR_LOOP: Final = 0x10
+LSR_DR: Final = 1
+LSR_OE: Final = 2
+LSR_THRE: Final = 0x20
+LSR_TEMT: Final = 0x40
+MSR_DELTA: Final = 0x0F
+MSR_CTS: Final = 0x10
+MSR_DSR: Final = 0x20
+MSR_RI: Final = 0x40
+MSR_DCD: Final = 0x80
 
-FIFO_SIZE = 16
-TRIGGER_LEVELS = (1, 4, 8, 14)
+FIFO_SIZE: Final = 16
+TRIGGER_LEVELS: Final = (1, 4, 8, 14)
 
-GATHER_BYTES = 512
-GATHER_NS = 10_000_000
-QUEUE_LIMIT = 1 << 20
+GATHER_BYTES: Final = 512
+GATHER_NS: Final = 10_000_000
+QUEUE_LIMIT: Final = 1 << 20
 """Bytes of input that wait at most. Nobody types that; a paste or a file that is longer loses its end."""
 
 

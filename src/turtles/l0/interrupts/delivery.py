@@ -6,7 +6,7 @@ of L1's is pending, or an event is being injected) makes L2 run and exit at its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turtles.l0.nested import reflect
 from turtles.l0.vmcs import bits as X
@@ -19,7 +19,7 @@ from turtles.silicon import slots as S
 if TYPE_CHECKING:
     from turtles.l0.vcpu import Vcpu
 
-_SHADOW = C.BLOCKING_STI | C.BLOCKING_MOV_SS
+_SHADOW: Final = C.BLOCKING_STI | C.BLOCKING_MOV_SS
 
 
 def deliver(vcpu: Vcpu) -> None:

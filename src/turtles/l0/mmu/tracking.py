@@ -8,11 +8,11 @@ once. Stores of L1 exit before they are made; of what devices and L0 store, foll
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from turtles.l0.mmu.ept01 import Ept01
 
-_PAGE = ~0xFFF
+_PAGE: Final = ~0xFFF
 
 
 class Follower(Protocol):
