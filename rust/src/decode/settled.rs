@@ -26,7 +26,7 @@ fn spares() -> Option<Mutex<Receiver<Mapping>>> {
     let (send, receive) = sync_channel(1);
     let prepare = move || {
         while let Ok(chunk) = Mapping::new(HUGE) {
-            chunk.provide();
+            chunk.provide(0, HUGE);
             if send.send(chunk).is_err() {
                 return;
             }

@@ -66,11 +66,10 @@ impl Mapping {
         Ahead::new(name, len.min(self.len) / HUGE, window, move |region| populate(base.region(region)))
     }
 
-    /// Has the host provide its first huge page now.
-    pub(crate) fn provide(&self) {
-        if self.len >= HUGE {
-            populate(self.base.cast());
-        }
+    /// Has the host provide the whole huge pages of `len` bytes from `at` on, now. False: this host does not do that.
+    pub(crate) fn provide(&self, at: usize, len: usize) -> bool {
+        let regions = at.div_ceil(HUGE)..at.saturating_add(len).min(self.len) / HUGE;
+        regions.into_iter().all(|region| populate(Base(self.base).region(region)))
     }
 }
 

@@ -238,6 +238,12 @@ impl Memory {
         self.pages.version_cell(pa)
     }
 
+    /// Has the host provide bytes (whole huge pages of it) now; what they hold stays. False: this host does not do that.
+    #[must_use]
+    pub fn provide(&self, pa: u64, len: u64) -> bool {
+        self.mapping.provide(pa as usize, len as usize)
+    }
+
     /// A counter that moves whenever any page's code version does: one test in place of one for each block.
     #[inline(always)]
     #[must_use]

@@ -112,6 +112,12 @@ impl PyMemory {
         Ok(self.inner.same_bytes(pa, data))
     }
 
+    /// Has the host provide bytes (whole 2-MiB regions) now. False: this host does not do that.
+    fn provide(&self, py: Python<'_>, pa: u64, length: u64) -> PyResult<bool> {
+        self.check(pa, length)?;
+        Ok(py.detach(|| self.inner.provide(pa, length)))
+    }
+
     /// Stores bytes (any contiguous buffer) at `pa`.
     fn write(&self, pa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
         if let Ok(bytes) = data.cast::<PyBytes>() {

@@ -50,6 +50,11 @@ class Memory:
         """Bytes at `pa`."""
     def same(self, pa: int, data: bytes) -> bool:
         """Whether the bytes at `pa` are `data`, without copying them."""
+    def provide(self, pa: int, length: int) -> bool:
+        """Has the host provide bytes (whole 2-MiB regions) now, before a guest uses them.
+
+        False: this host does not do that (Linux before 5.14).
+        """
     def write(self, pa: int, data: bytes | bytearray | memoryview) -> None:
         """Stores bytes at `pa`; drops decoded code and marks pages dirty."""
     def fill(self, pa: int, length: int, byte: int = 0) -> None:

@@ -73,6 +73,7 @@ def main() -> None:
 )
 @click.option("--append", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-m", "--memory", type=MemorySize(), default=DEFAULT_MEMORY, show_default=True, help="RAM.")
+@click.option("--prealloc", is_flag=True, help="Have the host provide all RAM before the guest starts.")
 @click.option("--smp", type=click.IntRange(min=1), default=1, show_default=True, help="Processors.")
 @click.option(
     "--drive",
@@ -133,6 +134,7 @@ def run(
     initrds: tuple[str, ...],
     append: str,
     memory: int,
+    prealloc: bool,
     smp: int,
     drives: tuple[Drive, ...],
     nic: str,
@@ -184,6 +186,7 @@ def run(
         stats,
         trace,
         marks,
+        prealloc,
     )
     raise SystemExit(run_guest(options))
 

@@ -33,9 +33,12 @@ from turtles.silicon.slots import RETIRED
 from turtles.tools import tracefile
 from turtles.tools.doctor import available_memory
 from turtles.tools.options import CpuChoice, Engine, Failure, RunOptions
+from turtles.tools.progress import progress
 
 POOL_SIZE: Final = 64 << 20
 DEFAULT_MODEL: Final = "max"
+STEP: Final = 64 << 20
+SILENT_S: Final = 1.0
 SLACK: Final = 64 << 20  # beside the guest's memory: this process
 LAST_CONSOLE_BYTES: Final = 8192
 
@@ -82,6 +85,17 @@ def make_memory(size: int) -> Memory:
         raise Failure(f"-m: the host refuses {size >> 20} MiB of memory: {e}") from None
 
 
+def provide(memory: Memory) -> None:
+    """Have the host provide all RAM now; says how far it is where that takes a while."""
+    with progress("turtles") as say:
+        begin = time.monotonic()
+        for at in range(0, memory.size, STEP):
+            if not memory.provide(at, min(STEP, memory.size - at)):
+                raise Failure("--prealloc: this host cannot provide memory ahead (Linux 5.14); leave it out")
+            if time.monotonic() - begin > SILENT_S:
+                say("the host provides memory", at / memory.size)
+
+
 def plain_core(memory: Memory, model: Model, clock: str, engine: Engine = "translator") -> Core:
     """A processor as `turtles run` has it; `Core.engine` says what it got."""
     return Core(memory, model, "virtual" if clock == "virtual" else "host", engine=engine)
@@ -102,6 +116,8 @@ class Rig:
         with contextlib.ExitStack() as undo:
             images = self._open_images(undo)
             self.memory = make_memory(options.memory)
+            if options.prealloc:
+                provide(self.memory)
             make = make_core or functools.partial(plain_core, engine=options.engine)
             self.core = make(self.memory, self.model, options.clock)
             self.board = self._make_board(images)

@@ -229,7 +229,7 @@ def turtles_guest(images: ImageSet, append: str, *more: str, disks: int = 1) -> 
     return turtles("run", *files, *drives, "--append", f"{images.append} {append}", *more)
 
 
-def qemu_guest(images: ImageSet, append: str, disks: int = 1) -> list[str]:
+def qemu_guest(images: ImageSet, append: str, *more: str, disks: int = 1) -> list[str]:
     """The same guest under QEMU's TCG, which has SVM where silicon has VT-x."""
     qemu = find_tool("qemu-system-x86_64")
     if qemu is None:
@@ -237,7 +237,7 @@ def qemu_guest(images: ImageSet, append: str, disks: int = 1) -> list[str]:
     machine = ("-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-nodefaults", "-nographic", "-no-reboot")
     files = ("-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", "stdio")
     drives = ("-drive", f"file={images.root},if=virtio,format=raw,snapshot=on") * disks
-    return [qemu, *machine, *files, *drives, "-append", f"{images.append} {append}"]
+    return [qemu, *machine, *files, *drives, "-append", f"{images.append} {append}", *more]
 
 
 # --- runs ---
@@ -273,14 +273,14 @@ def run_tower(program: str, images: ImageSet, pair: int, results: Results, say: 
 def run_set(
     program: str, images: ImageSet, settings: Settings, pair: int, results: Results, say: Say, *more: str
 ) -> None:
-    """The whole set in L1, then in L2 (`settings.levels`)."""
+    """The whole set in L1, then in L2 (`settings.levels`), in memory that the host has provided before."""
     reader = Reader(program, pair, 1, results, lambda row: say(f"{program}: {row}"))
     say(f"{program}: boot")
     if program == "tcg":
-        status = follow(qemu_guest(images, settings.append, disks=2), reader)
+        status = follow(qemu_guest(images, settings.append, "-mem-prealloc", disks=2), reader)
     else:
         with tempfile.NamedTemporaryFile(suffix=".json") as stats:
-            options = (*more, "--stats", stats.name)
+            options = (*more, "--prealloc", "--stats", stats.name)
             status = follow(turtles_guest(images, settings.append, *options, disks=2), reader)
             with contextlib.suppress(ValueError):  # a run that broke off wrote none
                 results.runs.append({"pair": pair, **json.load(stats)})

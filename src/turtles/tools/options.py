@@ -75,6 +75,7 @@ class RunOptions:
     stats: str | None = None
     trace: str | None = None
     marks: str | None = None
+    prealloc: bool = False
 
 
 class MemorySize(click.ParamType[int]):

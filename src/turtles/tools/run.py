@@ -64,11 +64,12 @@ def header(rig: Rig) -> str:
         if f in offered
     ]
     off = rig.options.tactics.off()
+    provided = " provided" if rig.options.prealloc else ""
     tactics = f", L0 without {' '.join(off)}" if off else ""
     return (
         f"turtles: {rig.core.engine}, L0: {compiled.state()}, "
         f"processor {rig.model.name} with vmx {' '.join(shown)}{tactics}, "
-        f"{rig.options.memory >> 20} MiB, {rig.options.clock} clock; {rig.guest.what}"
+        f"{rig.options.memory >> 20} MiB{provided}, {rig.options.clock} clock; {rig.guest.what}"
     )
 
 

@@ -142,7 +142,7 @@ def _guest(
     with tempfile.TemporaryDirectory(prefix="turtles-") as name:
         directory = Path(name)
         stats, log, trace = directory / "stats.json", directory / "marks", directory / "trace"
-        options = [*c.options, "--stats", str(stats), "--marks", str(log)]
+        options = [*c.options, "--prealloc", "--stats", str(stats), "--marks", str(log)]
         if c.traced:
             options += ["--trace", str(trace)]
         if c.embedded:
