@@ -4,7 +4,7 @@
 //! the page's version; whoever writes marked bytes bumps the version. It decodes nothing itself.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use super::PAGE;
@@ -26,15 +26,17 @@ use page_flag::{CODE, DIRTY, WRITABLE};
 /// Bytes of a page that one bit of the code map stands for.
 const GRANULE: u64 = PAGE / 64;
 
-/// Writes beside code before a page that lost all its code may be written without notice again. It keeps a
-/// page that holds both code and data from being decoded and shot down in turns.
+/// Writes beside code before a page loses its code and may be written without notice again: what once was executed there
+/// need not be code any more. Twice as many each time, which keeps a page that holds both code and data from being decoded and
+/// shot down in turns.
 const PATIENCE: u32 = 64;
+/// So often at most.
+const MOST_DOUBLINGS: u32 = 9;
 
 /// Tables indexed by page number.
 pub(crate) struct Pages {
     count: usize,
     tables: Mapping,
-    patience: AtomicU32,
     lock: Mutex<()>,
     /// Which pages' versions were bumped.
     pub(super) log: CodeLog,
@@ -45,14 +47,7 @@ pub(crate) struct Pages {
 impl Pages {
     pub(super) fn new(count: usize, ahead: Ahead) -> io::Result<Self> {
         let count = count.max(1);
-        Ok(Self {
-            count,
-            tables: Mapping::new(count * 16)?,
-            patience: AtomicU32::new(0),
-            lock: Mutex::new(()),
-            log: CodeLog::default(),
-            ahead,
-        })
+        Ok(Self { count, tables: Mapping::new(count * 16)?, lock: Mutex::new(()), log: CodeLog::default(), ahead })
     }
 
     /// Page number of `pa`, or 0 for what lies outside.
@@ -79,6 +74,18 @@ impl Pages {
     fn flag(&self, page: usize) -> &AtomicU8 {
         // SAFETY: the next `count` bytes.
         unsafe { &*self.tables.base.add(self.count * 12).cast::<AtomicU8>().add(page) }
+    }
+
+    /// Times that the page lost code which nobody wrote.
+    fn doublings(&self, page: usize) -> &AtomicU8 {
+        // SAFETY: the next `count` bytes.
+        unsafe { &*self.tables.base.add(self.count * 13).cast::<AtomicU8>().add(page) }
+    }
+
+    /// Writes beside code since then.
+    fn beside(&self, page: usize) -> &AtomicU16 {
+        // SAFETY: the last `count * 2` bytes.
+        unsafe { &*self.tables.base.add(self.count * 14).cast::<AtomicU16>().add(page) }
     }
 
     #[inline]
@@ -139,15 +146,24 @@ impl Pages {
             self.log.push(page as u64);
             return true;
         }
-        if marked == 0 && self.patience.fetch_add(1, Ordering::Relaxed) % PATIENCE == PATIENCE - 1 {
-            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            // While WRITABLE stands, some TLB still has to give the page up.
-            let shot_down = self.flag(page).load(Ordering::SeqCst) & WRITABLE == 0;
-            if shot_down && self.granules(page).load(Ordering::Relaxed) == 0 {
-                self.flag(page).fetch_and(!CODE, Ordering::SeqCst);
-            }
+        let doublings = u32::from(self.doublings(page).load(Ordering::Relaxed));
+        if u32::from(self.beside(page).fetch_add(1, Ordering::Relaxed)) + 1 < PATIENCE << doublings {
+            return false;
         }
-        false
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.beside(page).store(0, Ordering::Relaxed);
+        // While WRITABLE stands, some TLB still has to give the page up.
+        if self.flag(page).load(Ordering::SeqCst) & WRITABLE != 0 {
+            return false;
+        }
+        let lost = self.granules(page).swap(0, Ordering::SeqCst) != 0;
+        if lost {
+            self.doublings(page).store((doublings + 1).min(MOST_DOUBLINGS) as u8, Ordering::Relaxed);
+            self.version(page).fetch_add(1, Ordering::SeqCst);
+            self.log.push(page as u64);
+        }
+        self.flag(page).fetch_and(!CODE, Ordering::SeqCst);
+        lost
     }
 
     /// Marks bytes (within one page) as decoded. Returns the page's version from before, and whether some
@@ -227,6 +243,22 @@ mod tests {
             pages.written(PAGE, 1);
         }
         assert_eq!(pages.flags(PAGE) & CODE, 0);
+    }
+
+    #[test]
+    fn a_page_of_data_that_once_held_code_loses_it() {
+        let pages = Pages::new(2, Ahead::default()).unwrap();
+        let writes = |n: u32| (0..n).filter(|_| pages.written(PAGE + 512, 8)).count();
+        for doublings in [0, 1, 2, 9, 9] {
+            pages.doublings(1).store(doublings as u8, Ordering::Relaxed);
+            let (version, _) = pages.mark_code(PAGE, 4);
+            assert_eq!(writes((PATIENCE << doublings) - 1), 0);
+            assert_eq!((pages.flags(PAGE) & CODE, pages.code_version(PAGE)), (CODE, version));
+            assert_eq!(writes(1), 1, "as if the code had been written");
+            assert_eq!((pages.flags(PAGE) & CODE, pages.code_version(PAGE)), (0, version + 1));
+            assert!(pages.allow_write(PAGE));
+            pages.write_protected(PAGE);
+        }
     }
 
     #[test]
