@@ -29,9 +29,9 @@ const GRANULE: u64 = PAGE / 64;
 /// Writes beside code before a page loses its code and may be written without notice again: what once was executed there
 /// need not be code any more. Twice as many each time, which keeps a page that holds both code and data from being decoded and
 /// shot down in turns.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 8;
 /// So often at most.
-const MOST_DOUBLINGS: u32 = 9;
+const MOST_DOUBLINGS: u32 = 12;
 
 /// Tables indexed by page number.
 pub(crate) struct Pages {
@@ -138,31 +138,30 @@ impl Pages {
     fn written_code(&self, pa: u64, len: u64) -> bool {
         let page = self.index(pa);
         let mask = Self::granule_mask(pa, len);
-        let marked = self.granules(page).load(Ordering::Relaxed);
-        if marked & mask != 0 {
-            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.granules(page).store(0, Ordering::Relaxed);
-            self.version(page).fetch_add(1, Ordering::SeqCst);
-            self.log.push(page as u64);
-            return true;
-        }
+        let hit = self.granules(page).load(Ordering::Relaxed) & mask != 0;
+        // Who writes all of a page takes it for something else.
+        let whole = len == PAGE;
         let doublings = u32::from(self.doublings(page).load(Ordering::Relaxed));
-        if u32::from(self.beside(page).fetch_add(1, Ordering::Relaxed)) + 1 < PATIENCE << doublings {
+        let patient = || u32::from(self.beside(page).fetch_add(1, Ordering::Relaxed)) + 1 < PATIENCE << doublings;
+        if !hit && !whole && patient() {
             return false;
         }
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.beside(page).store(0, Ordering::Relaxed);
-        // While WRITABLE stands, some TLB still has to give the page up.
-        if self.flag(page).load(Ordering::SeqCst) & WRITABLE != 0 {
-            return false;
-        }
         let lost = self.granules(page).swap(0, Ordering::SeqCst) != 0;
         if lost {
-            self.doublings(page).store((doublings + 1).min(MOST_DOUBLINGS) as u8, Ordering::Relaxed);
             self.version(page).fetch_add(1, Ordering::SeqCst);
             self.log.push(page as u64);
         }
-        self.flag(page).fetch_and(!CODE, Ordering::SeqCst);
+        if hit && !whole {
+            return lost;
+        }
+        self.beside(page).store(0, Ordering::Relaxed);
+        let doublings = if whole { 0 } else { (doublings + 1).min(MOST_DOUBLINGS) };
+        self.doublings(page).store(doublings as u8, Ordering::Relaxed);
+        // While WRITABLE stands, some TLB still has to give the page up.
+        if self.flag(page).load(Ordering::SeqCst) & WRITABLE == 0 {
+            self.flag(page).fetch_and(!CODE, Ordering::SeqCst);
+        }
         lost
     }
 
@@ -249,7 +248,7 @@ mod tests {
     fn a_page_of_data_that_once_held_code_loses_it() {
         let pages = Pages::new(2, Ahead::default()).unwrap();
         let writes = |n: u32| (0..n).filter(|_| pages.written(PAGE + 512, 8)).count();
-        for doublings in [0, 1, 2, 9, 9] {
+        for doublings in [0, 1, 2, 12, 12] {
             pages.doublings(1).store(doublings as u8, Ordering::Relaxed);
             let (version, _) = pages.mark_code(PAGE, 4);
             assert_eq!(writes((PATIENCE << doublings) - 1), 0);
@@ -259,6 +258,10 @@ mod tests {
             assert!(pages.allow_write(PAGE));
             pages.write_protected(PAGE);
         }
+        let (version, _) = pages.mark_code(PAGE, 4);
+        assert!(pages.written(PAGE, PAGE), "all of it at once");
+        assert_eq!((pages.flags(PAGE) & CODE, pages.code_version(PAGE)), (0, version + 1));
+        assert_eq!(pages.doublings(1).load(Ordering::Relaxed), 0);
     }
 
     #[test]
