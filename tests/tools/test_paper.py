@@ -168,6 +168,10 @@ def test_an_ended_bench_goes_on(tmp_path: Path) -> None:
     first, second = Configuration("a", (1,)), Configuration("b", (2,), expected_s=7)
     journal = Journal(file, "v")
     assert command.schedule([first, second], 2, journal) == [(0, first), (0, second), (1, first), (1, second)]
+    often = Configuration("a", (1,), times=3)
+    spread = command.schedule([often, second, second], 1, journal)
+    assert [(n, c.name) for n, c in spread] == [(0, "a"), (1, "a"), (0, "b"), (2, "a"), (0, "b")]
+    assert runs.options_key(often) == runs.options_key(first)
     done = {**made("a", []), "options": runs.options_key(first)}
     journal.add(done)
     journal.add({**done, "round": 1, "failures": ["it fell over"]})
@@ -238,7 +242,7 @@ def test_the_embedded_tower_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stderr
 
-    assert "embedded L1, round 1 of 1" in bench()
+    assert "embedded L1, run 1 of 1" in bench()
     found = json.loads(out.read_text())
     figures = {(m["configuration"], m["level"]): m["ns"] for m in found["medians_ns"] if m["row"] == "cpuid"}
     assert figures.keys() == {(f"embedded L{n}", n) for n in (1, 2, 3)}

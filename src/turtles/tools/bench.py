@@ -132,7 +132,7 @@ class BenchOptions:
     """What `turtles bench` was told; none: as the bench has it by itself."""
 
     name: str
-    pairs: int = 1
+    pairs: int | None = None
     standard: bool = False
     quick: bool = False
     scale: float | None = None
@@ -140,6 +140,11 @@ class BenchOptions:
     rows: tuple[str, ...] = ()
     json: str | None = None
     page: str | None = None
+
+
+def pairs(o: BenchOptions) -> int:
+    """How often each peer runs."""
+    return o.pairs or (compare.PAIRS if o.name == "peers" and not o.quick else 1)
 
 
 def settings(o: BenchOptions) -> Settings:
@@ -158,11 +163,11 @@ def run_bench(o: BenchOptions) -> int:
         if o.name in ("silicon", "peers"):
             json_path = Path(o.json) if o.json else result_directory() / f"{o.name}.json"
             if o.name == "silicon":
-                found = compare.silicon(say, o.pairs, settings(o), compare.QUICK_ROUNDS)
+                found = compare.silicon(say, pairs(o), settings(o), compare.QUICK_ROUNDS)
                 if not o.quick:
                     found.speed = silicon_speed(say, standard=o.standard)
             else:
-                found = compare.peers(say, o.pairs, settings(o), json_path)
+                found = compare.peers(say, pairs(o), settings(o), json_path)
         elif o.name == "exits":
             costs, profile = exit_bench.exits(say)
         else:

@@ -263,7 +263,11 @@ def trace(path: str, lines: bool, slowest: int, as_json: bool, perfetto: str | N
 @click.argument(
     "name", type=click.Choice(["silicon", "peers", "exits", "paper", "determinism", "determinism-tower"])
 )
-@click.option("--pairs", type=click.IntRange(min=1), help="Runs of each peer [1; of paper 2, 1 if quick].")
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=1),
+    help="Runs of each peer [peers: 3; paper: 2; quick and silicon: 1].",
+)
 @click.option("--quick", is_flag=True, help="Micro-benchmarks only, in fewer rounds; of paper a small part.")
 @click.option("--embedded", is_flag=True, help="paper: only the embedded tower, which needs no packages.")
 @click.option("--only", multiple=True, metavar="NAME", help="paper: only this configuration (repeat).")
@@ -305,7 +309,7 @@ def bench(
         )
     from turtles.tools.bench import BenchOptions, run_bench
 
-    options = BenchOptions(name, pairs or 1, standard, quick, scale, repeats, rows, json_path, page)
+    options = BenchOptions(name, pairs, standard, quick, scale, repeats, rows, json_path, page)
     raise SystemExit(run_bench(options))
 
 

@@ -28,6 +28,8 @@ from turtles.tools.progress import progress
 QUICK: Final = Settings(scale=0.2, repeats=3, programs=False, levels=1)
 FULL: Final = Settings(scale=0.3, repeats=3)
 QUICK_ROUNDS: Final = 3
+PAIRS: Final = 3
+"""Of `peers`: L2 beside L1 is a matter of per cents, and from run to run hosts wander by as many."""
 
 
 @dataclass

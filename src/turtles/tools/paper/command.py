@@ -65,17 +65,20 @@ class PaperOptions:
 
 
 Todo = list[tuple[int, Configuration]]
-"""Rounds, from 0, of configurations."""
+"""Runs of configurations, each numbered from 0."""
 
 
 def schedule(configurations: list[Configuration], rounds: int, journal: Journal) -> Todo:
     """What is left to do: every configuration once, then again, so that a wandering host meets them all."""
-    return [
-        (number, c)
+    step = len(configurations)
+    placed = [
+        (step * number + n + step * k / c.times, number * c.times + k, c)
         for number in range(rounds)
-        for c in configurations
-        if not journal.has(c.name, runs.options_key(c), number)
+        for n, c in enumerate(configurations)
+        for k in range(c.times)
     ]
+    placed.sort(key=lambda run: run[0])
+    return [(run, c) for _, run, c in placed if not journal.has(c.name, runs.options_key(c), run)]
 
 
 def time_left(todo: Todo, journal: Journal) -> float:
@@ -172,7 +175,7 @@ def run(o: PaperOptions) -> int:
                 def say(what: str, left: float = left) -> None:
                     report(f"about {shown(left)} left: {what}", 1 - left / total)
 
-                say(f"{configuration.name}, round {number + 1} of {rounds}")
+                say(f"{configuration.name}, run {number + 1} of {rounds * configuration.times}")
                 record = runs.run(configuration, number, images, say)
                 journal.add(record)
                 failures += record["failures"]

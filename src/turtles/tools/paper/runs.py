@@ -114,7 +114,7 @@ def run(configuration: Configuration, number: int, images: ImageSet | None, say:
 
 def options_key(configuration: Configuration) -> str:
     """Everything that a run of a configuration is told, so that a change of it is another run."""
-    return json.dumps(asdict(configuration) | {"expected_s": 0}, sort_keys=True)
+    return json.dumps(asdict(configuration) | {"expected_s": 0, "times": 1}, sort_keys=True)
 
 
 def _needed(images: ImageSet | None) -> ImageSet:
