@@ -260,5 +260,5 @@ def test_the_embedded_tower_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (journal,) = (tmp_path / "cache/bench").iterdir()
     journal.write_text(journal.read_text()[:-20])
     again = bench()
-    assert "embedded L3, round 1 of 1" in again and "embedded L1" not in again and "embedded L2" not in again
-    assert "round" not in bench()
+    assert "embedded L3, run 1 of 1" in again and "embedded L1" not in again and "embedded L2" not in again
+    assert "run 1 of" not in bench()
