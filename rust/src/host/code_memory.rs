@@ -28,6 +28,14 @@ impl fmt::Display for CodeMemoryError {
     }
 }
 
+impl CodeMemoryError {
+    /// Nor has it memory for what belongs to code.
+    #[must_use]
+    pub fn no_memory(source: io::Error) -> Self {
+        Self { step: "mmap", source }
+    }
+}
+
 impl std::error::Error for CodeMemoryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)

@@ -6,6 +6,7 @@ use iced_x86::Mnemonic;
 use super::asm::Asm;
 use super::far::{COUNTERS, FarLink};
 use super::fragment::{self, Context, Goal, Place32};
+use super::front::{Front, Known};
 use super::glue::{self, Glue};
 use super::hot::Hot;
 use super::index::{Index, NOBODY, Place, key};
@@ -57,8 +58,8 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    fn known(&self, key: u64) -> Known {
-        Known { key, entry: self.entry, entry_saved: self.entry_saved, len: self.insns.len() as u32 }
+    fn known(&self) -> Known {
+        Known { entry: self.entry, entry_saved: self.entry_saved, len: self.insns.len() as u32 }
     }
 }
 
@@ -120,27 +121,8 @@ pub struct Link {
     pub saved: bool,
 }
 
-/// What is asked of a fragment at each entry, in one place.
-#[derive(Clone, Copy, Debug)]
-pub struct Known {
-    key: u64,
-    /// As [`Fragment::entry`].
-    pub entry: *const u8,
-    /// As [`Fragment::entry_saved`].
-    pub entry_saved: *const u8,
-    /// Instructions.
-    pub len: u32,
-}
-
-/// Slots of [`Known`].
-const FRONT: usize = 1 << 14;
 /// A key that no fragment has.
 const NO_KEY: u64 = !0;
-const EMPTY: Known = Known { key: NO_KEY, entry: std::ptr::null(), entry_saved: std::ptr::null(), len: 0 };
-
-fn in_front(key: u64) -> usize {
-    (key >> 7 ^ key >> 19 ^ key << 9) as usize & (FRONT - 1)
-}
 
 /// What the translator has done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -176,8 +158,8 @@ pub struct Translator {
     /// All fragments, by number.
     pub fragments: Vec<Fragment>,
     pub(super) index: Index,
-    /// Fresh fragments found last, by their key.
-    front: Box<[Known]>,
+    /// Fresh fragments of one page.
+    front: Front,
     /// A key whose fragment was asked for in vain: who does not find it in translated code asks again from without.
     missed: u64,
     /// Helper calls, by number.
@@ -216,13 +198,14 @@ impl Translator {
         let mut asm = Asm::default();
         let glue = glue::generate(&mut asm, is_x86_feature_detected!("avx"), helper);
         let glue_base = code.append(&asm.code).unwrap_or(std::ptr::null());
+        let front = Front::new(glue_base).map_err(CodeMemoryError::no_memory)?;
         Ok(Self {
             code,
             glue_base,
             glue,
             fragments: Vec::new(),
             index: Index::default(),
-            front: vec![EMPTY; FRONT].into_boxed_slice(),
+            front,
             missed: NO_KEY,
             sites: Vec::new(),
             links: Vec::new(),
@@ -258,24 +241,23 @@ impl Translator {
         if key == self.missed {
             return None;
         }
-        let known = self.front[in_front(key)];
-        if known.key == key { Some(known) } else { self.find_slow(key) }
+        self.front.find(key).or_else(|| self.find_slow(key))
     }
 
     #[cold]
     fn find_slow(&mut self, key: u64) -> Option<Known> {
-        let known = self.index.get(key).and_then(|place| self.fresh(place, key));
+        let known = self.index.get(key).and_then(|place| self.fresh(place));
         match known {
-            Some(known) => self.front[in_front(key)] = known,
+            Some(known) => self.front.put(key, known),
             None => self.missed = key,
         }
         known
     }
 
     /// The fragment of a place, if there is one that is fresh.
-    fn fresh(&self, place: Place, key: u64) -> Option<Known> {
+    fn fresh(&self, place: Place) -> Option<Known> {
         let fragment = self.fragments.get(place.fragment as usize)?;
-        (!fragment.stale).then(|| fragment.known(key))
+        (!fragment.stale).then(|| fragment.known())
     }
 
     /// The fragment of a block that is fresh.
@@ -287,14 +269,14 @@ impl Translator {
         }
         let place = self.index.get(key(block.host_pa, true, variant))?;
         let fragment = self.fragments.get(place.fragment as usize)?;
-        (!fragment.stale && fragment.second_pa == block.second_pa).then(|| fragment.known(NO_KEY))
+        (!fragment.stale && fragment.second_pa == block.second_pa).then(|| fragment.known())
     }
 
     /// Drops everything.
     pub fn clear(&mut self, hot: &mut Hot) {
         self.fragments.clear();
         self.index.clear();
-        self.front.fill(EMPTY);
+        self.front.clear();
         self.missed = NO_KEY;
         self.sites.clear();
         self.links.clear();
@@ -321,7 +303,7 @@ impl Translator {
             && f.second_pa == block.second_pa
         {
             if block.insns.bytes().starts_with(f.insns.bytes()) && f.harmless_next == harmless_next {
-                let known = f.known(NO_KEY);
+                let known = f.known();
                 place.waiting = NOBODY;
                 self.missed = NO_KEY;
                 self.revive(number);
@@ -409,7 +391,7 @@ impl Translator {
             harmless_next,
             old: [NOBODY; OLD],
         };
-        let known = fragment.known(key);
+        let known = fragment.known();
         self.fragments.push(fragment);
         let s = &mut self.statistics;
         s.fragments += 1;
@@ -425,7 +407,7 @@ impl Translator {
         if crossing {
             self.index.cross([host_pa / 4096, block.second_pa / 4096], number, old);
         } else {
-            self.front[in_front(key)] = known;
+            self.front.put(key, known);
             self.link_waiting(known, waiting);
         }
         for link in first_link..self.links.len() as u32 {
@@ -445,7 +427,7 @@ impl Translator {
         let place = self.index.place(wanted);
         match self.fragments.get(place.fragment as usize) {
             Some(fragment) if !fragment.stale => {
-                let to = fragment.known(wanted);
+                let to = fragment.known();
                 self.link(link, to);
             }
             _ => self.links[number as usize].next = std::mem::replace(&mut place.waiting, number),
@@ -476,9 +458,8 @@ impl Translator {
             }
             f.stale = true;
             self.statistics.stale += 1;
-            let slot = &mut self.front[in_front(key(f.host_pa, false, f.variant))];
-            if slot.entry == f.entry {
-                *slot = EMPTY;
+            if f.second_pa == ONE_PAGE {
+                self.front.forget(key(f.host_pa, false, f.variant));
             }
             for (n, entry) in [f.entry, f.entry_saved].into_iter().enumerate() {
                 f.kept[n] = self.code.read(entry, PATCH).try_into().unwrap_or_default();

@@ -15,6 +15,7 @@ mod encoding;
 mod far;
 mod flags;
 mod fragment;
+mod front;
 mod glue;
 pub mod hot;
 mod index;

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use iced_x86::Mnemonic;
 
-use super::cache::{Changes, DEFAULT_BYTES, Known, Site, Translator};
+use super::cache::{Changes, DEFAULT_BYTES, Site, Translator};
+use super::front::Known;
 use super::glue::Leave;
 use super::hot::Hot;
 use super::variant;
