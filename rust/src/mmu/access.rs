@@ -163,7 +163,7 @@ impl Cpu {
         if let Some(pointer) = self.hit_read(linear, len) {
             return Some(pointer);
         }
-        self.warm(linear, super::AccessKind::Read);
+        self.warm(linear, super::AccessKind::Read, self.mmu.data_view);
         self.hit_read(linear, len)
     }
 
@@ -173,7 +173,7 @@ impl Cpu {
         if let Some(pointer) = self.hit_write(linear, len) {
             return Some(pointer);
         }
-        self.warm(linear, super::AccessKind::Write);
+        self.warm(linear, super::AccessKind::Write, self.mmu.data_view);
         self.hit_write(linear, len)
     }
 

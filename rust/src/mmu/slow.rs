@@ -294,11 +294,11 @@ impl Cpu {
 
     /// Fills the TLB if that works without fault or exit.
     #[cold]
-    pub(super) fn warm(&mut self, linear: u64, kind: AccessKind) {
+    pub(super) fn warm(&mut self, linear: u64, kind: AccessKind, view: View) {
         let (fault, exit) = (self.fault, self.exit);
         let assist =
             (self.state.assist_kind, self.state.assist_address, self.state.assist_width, self.state.assist_data);
-        if !matches!(self.translate(linear, kind, self.mmu.data_view), Ok(Target::Ram(_))) {
+        if !matches!(self.translate(linear, kind, view), Ok(Target::Ram(_))) {
             (self.fault, self.exit) = (fault, exit);
         }
         let s = &mut *self.state;
@@ -308,9 +308,16 @@ impl Cpu {
     /// For translated code: brings the TLB entry of an explicit data access to `linear` that did not match. False:
     /// the access faults, exits, or has to be seen, so that it has no entry; then nothing has changed.
     pub fn fill_data(&mut self, linear: u64, write: bool) -> bool {
-        self.warm(linear, if write { AccessKind::Write } else { AccessKind::Read });
+        self.warm(linear, if write { AccessKind::Write } else { AccessKind::Read }, self.mmu.data_view);
         let entry = self.mmu.data_entry(linear);
         (if write { entry.write } else { entry.read }) == linear & !0xfff
+    }
+
+    /// The same for the fetch of an instruction, and where that lies. `None`: it faults or exits.
+    #[cold]
+    pub fn fill_code(&mut self, linear: u64) -> Option<u64> {
+        self.warm(linear, AccessKind::Fetch, self.mmu.code_view);
+        self.fetch_known(linear)
     }
 
     #[cold]

@@ -182,7 +182,7 @@ impl Cpu {
             return None;
         }
         let variant = self.variant();
-        let host_pa = self.fetch_known(linear)?;
+        let host_pa = self.fetch_known(linear).or_else(|| self.fill_code(linear))?;
         let translator = self.translator.as_mut()?;
         if self.memory.code_log().position() != translator.seen {
             return None;
