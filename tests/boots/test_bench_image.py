@@ -5,6 +5,8 @@ Each boots a tower, and the image is built first: `pytest -m slow`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.boots.machine import boot, image_set, kept
@@ -14,6 +16,8 @@ from turtles.tools.measure import MEMORY, Settings
 from turtles.tools.options import Drive, RunOptions
 
 pytestmark = pytest.mark.slow
+
+TURNS = Settings(0.02, 3, ("cpuid",), False, 2, named=("0",), at=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,17 @@ def test_l1_told_not_to_use_ept_shadows_l2s_page_tables(images: ImageSet) -> Non
         assert any("BENCH fault" in line and "L2| " in line for line in found.lines)
         assert found.exits[2, "EXCEPTION_OR_NMI", "L1"] > 1000, "L2's page faults are L1's"
         assert not found.exits[2, "EPT_VIOLATION", "L1"]
+
+
+def test_l1_and_l2_run_the_set_by_turns(images: ImageSet) -> None:
+    """A repeat each, the one waiting while the other runs."""
+    options = replace(tower(images, ("cpuid",)), append=f"{images.append} {TURNS.append} bench.turns=1")
+    found = boot(options, "host")
+    with kept("bench-turns", found):
+        assert found.outcome.ending is Ending.POWER_OFF, found.outcome
+        rows = [("L2| " in line, line.split()[-2]) for line in found.lines if "BENCH cpuid" in line]
+        assert [inner for inner, _ in rows] == [False, True] * TURNS.repeats
+        assert not any("TURN" in line for line in found.lines)
 
 
 def test_figures_repeat_under_virtual_time(images: ImageSet) -> None:
