@@ -121,8 +121,6 @@ pub struct Cpu {
     /// Next time (nanoseconds of the clock) at which `pending_event` has something to do, such as the
     /// VMX-preemption timer; `u64::MAX` = none.
     pub timer_deadline: u64,
-    /// It may run out within this slice: RDTSC looks at it.
-    pub timer_near: bool,
     /// `state.retired` at which the current slice of the run ends; REP instructions cut themselves there.
     pub stop_at: u64,
     /// Accesses of the current instruction answered from `state.replay` so far.
@@ -165,7 +163,6 @@ impl Cpu {
             doorbell: Arc::new(Doorbell::default()),
             boundary: true,
             timer_deadline: u64::MAX,
-            timer_near: false,
             stop_at: 0,
             replay_cursor: 0,
             translator: None,

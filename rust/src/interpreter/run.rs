@@ -19,13 +19,6 @@ use crate::stop::{Exec, Stop, vector};
 const SLICE: u64 = 2000;
 /// The same for translated code.
 const TRANSLATED_SLICE: u64 = 50_000;
-/// Nanoseconds before the preemption timer runs out from which on slices are short,
-const TIMER_AHEAD: u64 = 1_000_000;
-/// of so many instructions,
-const SHORT_SLICE: u64 = 15_000;
-/// and from which on RDTSC is no longer executed in line: much longer than a short slice takes, unless the host deschedules
-/// the thread within it.
-const TIMER_NEAR: u64 = 300_000;
 const PAGE: u64 = 4096;
 /// `pending_debug`: single-step trap (DR6.BS).
 const BS: u64 = 1 << 14;
@@ -49,8 +42,6 @@ impl Cpu {
             if now >= deadline {
                 return Stop::Again;
             }
-            let timer = self.timer_deadline.saturating_sub(now);
-            self.timer_near = timer < TIMER_NEAR;
             let mut until = deadline;
             if now >= self.timer_deadline {
                 self.boundary = true;
@@ -61,8 +52,8 @@ impl Cpu {
                 // Branches from fragment to fragment look at nothing: a slice ends for that.
                 Clock::Virtual { .. } if self.translator.is_some() => (until - now).min(TRANSLATED_SLICE),
                 Clock::Virtual { .. } => until - now,
-                Clock::Host { .. } if self.translator.is_some() && timer < TIMER_AHEAD => SHORT_SLICE,
-                Clock::Host { .. } if self.translator.is_some() => TRANSLATED_SLICE,
+                // Shorter and shorter, so that what is due comes soon: half an instruction a nanosecond is slow.
+                Clock::Host { .. } if self.translator.is_some() => ((until - now) / 2).clamp(SLICE, TRANSLATED_SLICE),
                 Clock::Host { .. } => SLICE,
             };
             self.stop_at = self.state.retired.wrapping_add(slice);

@@ -43,7 +43,7 @@ impl Cpu {
             Clock::Host { origin } => time::scale().map(|scale| (scale, scale.ns.wrapping_sub(origin))),
             Clock::Virtual { .. } => None,
         };
-        time |= u64::from(scale.is_none() || self.timer_near);
+        time |= u64::from(scale.is_none());
         let refused = Refused {
             segment_bases: u64::from(s.cr4 & cr::CR4_FSGSBASE == 0),
             time_stamp: time,
@@ -52,12 +52,15 @@ impl Cpu {
             pause: exits(primary::PAUSE),
         };
         let moved = s.tsc_base.wrapping_add(s.tsc_adjust).wrapping_add(self.ctl.tsc_offset);
+        let timer = self.timer_deadline;
         let hot = self.state.hot();
         hot.refused = refused;
         if let Some((scale, ns)) = scale {
             hot.time_anchor = scale.tsc.wrapping_neg();
             hot.time_factor = scale.factor;
             hot.time_base = ns.wrapping_add(moved);
+            let left = if timer == u64::MAX { i64::MAX } else { timer.wrapping_sub(ns) as i64 };
+            hot.time_left = left.wrapping_neg() as u64;
         }
     }
 }

@@ -139,8 +139,12 @@ pub struct Hot {
     pub time_anchor: u64,
     /// what a tick is,
     pub time_factor: u64,
-    /// and the guest's counter at the anchor.
+    /// the guest's counter at the anchor,
     pub time_base: u64,
+    /// minus the nanoseconds from the anchor to the end of the preemption timer,
+    pub time_left: u64,
+    /// and the guest's RDX until that is known not to have passed.
+    pub saved_rdx: u64,
     /// SYSCALL,
     pub to_kernel: Side,
     /// and SYSRET.

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iced_x86::Mnemonic;
 use silicon::clock::Clock;
 use silicon::cpu::Cpu;
 use silicon::mmu::Invalidation;
-use silicon::state::{cr, gpr};
+use silicon::state::{cr, flag, gpr};
 use silicon::stop::Stop;
 use silicon::vmx::Model;
-use silicon::vmx::bits::{primary, secondary};
+use silicon::vmx::bits::{pin, primary, secondary};
+use silicon::vmx::reasons::reason;
 
 use crate::guest::{FINE, Guest, Outcome};
 
@@ -440,6 +442,52 @@ fn the_time_stamp_counter_follows_the_clock_and_never_goes_back() {
     guest.cpu.ctl.primary = primary::RDTSC;
     let now = silicon::clock::monotonic_ns() - origin;
     assert_eq!(guest.cpu.run(now + 1_000_000_000), Stop::Exit);
+}
+
+/// top: rdtsc; mov rbx, rax; mov rbp, rdx; jnc wrong; rdtscp; mov rbx, rax; mov rbp, rdx; jc top; wrong: ud2
+const TIME_UNDER_FLAGS: [u8; 23] = [
+    0x0f, 0x31, 0x48, 0x89, 0xc3, 0x48, 0x89, 0xd5, 0x73, 11, 0x0f, 0x01, 0xf9, 0x48, 0x89, 0xc3, 0x48, 0x89, 0xd5,
+    0x72, 0xeb, 0x0f, 0x0b,
+];
+
+/// The exit comes before the instruction that would read a later time, and nothing of it is done.
+#[test]
+fn no_time_behind_the_preemption_timer_is_read() {
+    let origin = silicon::clock::monotonic_ns();
+    for (code, set) in [(&TIME[..], 0), (&TIME_UNDER_FLAGS[..], flag::CF)] {
+        let mut guest = kernel(code, Some(1 << 20));
+        guest.cpu.clock = Clock::Host { origin };
+        (guest.cpu.state.tsc_aux, guest.cpu.ctl.secondary, guest.cpu.ctl.pin) =
+            (5, secondary::RDTSCP, pin::PREEMPTION_TIMER);
+        guest.cpu.state.rflags |= set;
+        guest.cpu.state.gpr[gpr::RCX] = 7;
+        let helped = |guest: &Guest| {
+            let by = &guest.cpu.translator.as_ref().expect("a translator").helped_by;
+            by[Mnemonic::Rdtsc as usize] + by[Mnemonic::Rdtscp as usize]
+        };
+        let (mut close, mut before) = (0, 0);
+        for n in 0..40 {
+            if n == 20 {
+                before = helped(&guest); // until the clock's rate is known all are
+            }
+            let until = silicon::clock::monotonic_ns() - origin + if n == 0 { 100_000_000 } else { 2_000_000 };
+            guest.cpu.timer_deadline = until;
+            assert_eq!(guest.cpu.run(until + 1_000_000_000), Stop::Exit);
+            assert_eq!(guest.cpu.exit.reason, reason::PREEMPTION_TIMER);
+            let s = &guest.cpu.state;
+            let seen = s.gpr[gpr::RBX] | if set == 0 { 0 } else { s.gpr[gpr::RBP] << 32 };
+            assert!(seen < until, "{n}: {seen} and {until}");
+            close += u32::from(until - seen < 1_000_000);
+            assert_eq!(s.gpr[gpr::RCX], 5, "{n}");
+            assert!(set == 0 || s.rflags & flag::CF != 0, "{n}: flags that are still needed");
+            // Where instructions between the two readings are left, the registers are no reading.
+            if matches!(s.rip - CODE, 0 | 10 | 17) {
+                assert_eq!(s.gpr[gpr::RAX], s.gpr[gpr::RBX], "{n}");
+            }
+        }
+        assert!(close > 0, "it never ran up to the timer");
+        assert!(helped(&guest) - before <= 20, "{} readings were helped", helped(&guest) - before);
+    }
 }
 
 /// Begins in the kernel, 64 bytes behind the user's code.

@@ -204,13 +204,14 @@ impl Builder<'_> {
         away
     }
 
-    /// The helper executes instruction `n` for those that come `from` these places.
-    fn refused(&mut self, n: usize, from: Vec<usize>) {
+    /// The helper executes instruction `n` for those that come `from` these places: by this site.
+    fn refused(&mut self, n: usize, from: Vec<usize>) -> usize {
         let site = self.site(n, None);
         self.cold.push(Cold { from, saved: false, site });
         if n + 1 < self.insns.len() {
             self.resumes_here(site);
         }
+        site
     }
 
     /// A guest register from S0 or the like, `wide` or its lower half zero-extended.
@@ -226,14 +227,14 @@ impl Builder<'_> {
         }
     }
 
-    /// The guest's counter: that of the host from the anchor on, scaled to nanoseconds.
+    /// The guest's counter: that of the host from the anchor on, scaled to nanoseconds. Where it shows that the preemption
+    /// timer has run out, that comes before the instruction: the helper exits.
     fn time_stamp(&mut self, n: usize, processor: bool) {
         let sum = |base: u8, index: u8| Address { base: Some(base), index: Some(index), shift: 0, disp: 0 };
         let word = if processor { hot!(refused.time_stamp_and_processor) } else { hot!(refused.time_stamp) };
         let refused = self.unless_zero(n, Some(word));
-        if processor {
-            self.a.op_mem(false, 0x8b, reg::RCX, Address::base(reg::RSP, state!(tsc_aux)));
-        }
+        self.a.store(reg::RAX, hot!(saved_rax));
+        self.a.store(reg::RDX, hot!(saved_rdx));
         self.a.bytes(&[0x0f, 0x31]); // rdtsc
         self.rotate_by_32(reg::RDX);
         self.a.load(reg::S0, hot!(time_anchor));
@@ -244,10 +245,24 @@ impl Builder<'_> {
         self.a.modrm(reg::S1, Address::base(reg::RSP, hot!(time_factor)));
         self.a.load(reg::S0, hot!(time_base));
         self.a.lea(true, reg::RDX, sum(reg::S1, reg::S0));
+        // S0 = 0, if the time is less than that of the timer.
+        self.a.load(reg::S0, hot!(time_left));
+        self.a.lea(true, reg::S0, sum(reg::S1, reg::S0));
+        self.a.mov_imm(reg::S1, 63);
+        self.shift_by(0x82, reg::S0, reg::S0, reg::S1); // sarx
+        self.a.op_reg(true, 0xf7, 2, reg::S0); // not
+        let late = self.unless_zero(n, None);
         self.a.op_reg(false, 0x89, reg::RDX, reg::RAX); // mov eax, edx
         self.rotate_by_32(reg::RDX);
         self.a.op_reg(false, 0x89, reg::RDX, reg::RDX); // mov edx, edx
-        self.refused(n, vec![refused]);
+        if processor {
+            self.a.op_mem(false, 0x8b, reg::RCX, Address::base(reg::RSP, state!(tsc_aux)));
+        }
+        let site = self.refused(n, vec![refused]);
+        self.bind_cold(late);
+        self.c.load(reg::RAX, hot!(saved_rax));
+        self.c.load(reg::RDX, hot!(saved_rdx));
+        self.call_handler(false, site);
     }
 
     /// RORX r64, r64, 32 of RAX to RDI.
