@@ -17,7 +17,7 @@ from turtles.tools.options import Drive, RunOptions
 
 pytestmark = pytest.mark.slow
 
-TURNS = Settings(0.02, 3, ("cpuid",), False, 2, named=("0",), at=(1, 2))
+TURNS = Settings(0.02, 4, ("cpuid", "fault"), False, 2, named=("0",), at=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,20 @@ def test_l1_told_not_to_use_ept_shadows_l2s_page_tables(images: ImageSet) -> Non
 
 
 def test_l1_and_l2_run_the_set_by_turns(images: ImageSet) -> None:
-    """A repeat each, the one waiting while the other runs."""
+    """A row each, the one waiting while the other runs; in every other repeat L2 goes first."""
     options = replace(tower(images, ("cpuid",)), append=f"{images.append} {TURNS.append} bench.turns=1")
     found = boot(options, "host")
     with kept("bench-turns", found):
         assert found.outcome.ending is Ending.POWER_OFF, found.outcome
-        rows = [("L2| " in line, line.split()[-2]) for line in found.lines if "BENCH cpuid" in line]
-        assert [inner for inner, _ in rows] == [False, True] * TURNS.repeats
+        words = [line.split() for line in found.lines]
+        rows = [("L2|" in w, w[w.index("BENCH") + 1]) for w in words if "cpuid" in w or "fault" in w]
+        expected = [
+            (inner, row)
+            for repeat in range(TURNS.repeats)
+            for row in TURNS.rows
+            for inner in ((False, True) if repeat % 2 == 0 else (True, False))
+        ]
+        assert rows == expected
         assert not any("TURN" in line for line in found.lines)
 
 
