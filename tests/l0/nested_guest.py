@@ -107,10 +107,9 @@ class NestedGuest(Guest):
         v[F.GUEST_CS_ACCESS] = 0xA09B
         v[F.ENTRY_CONTROLS] |= C.ENTRY_IA32E
         self.regs[S.EFER] = X.EFER_LMA | X.EFER_LME
-        self.vcpu.in_vmx = True
+        self.vcpu.enter_vmx(0x2F_0000)
         shadow = self.vcpu.shadow
         if shadow is not None:
             self.vcpu.cr3 = PML4
             v[F.CR0_MASK] |= self.vcpu.cr0_owned
             shadow.apply1(self.vcpu)
-        self.vcpu.vmxon_l1_pa = 0x2F_0000

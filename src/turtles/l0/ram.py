@@ -25,7 +25,9 @@ class L1Memory:
                 raise ValueError(f"RAM region at {r.l1_pa:#x} is not made of whole pages")
         self.memory = memory
         self.regions = tuple(sorted(regions, key=lambda r: r.l1_pa))
-        self._spans = tuple((r.l1_pa, r.l1_pa + r.size, r.host_pa - r.l1_pa) for r in self.regions)
+        # The largest first: as a rule it is that.
+        by_size = sorted(regions, key=lambda r: -r.size)
+        self._spans = tuple((r.l1_pa, r.l1_pa + r.size, r.host_pa - r.l1_pa) for r in by_size)
         self._load = memory.load
         # Who is told of stores, after each; none where nobody follows them.
         self.on_write: Callable[[int, int], None] | None = None

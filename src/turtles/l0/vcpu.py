@@ -22,7 +22,7 @@ from turtles.l0.ports import EventQueue, LocalApic, StartState
 from turtles.l0.stats import REASONS, REFLECTED, Stats, reason_name
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01
-from turtles.l0.vmcs.shadow12 import Shadow12
+from turtles.l0.vmcs.shadow12 import Shadow12, Shadow12s
 from turtles.l0.vmcs.vmcs12 import Vmcs12, Vmcs12Cache
 from turtles.silicon import Core, ExitReason, SiliconError, Vmcs
 from turtles.silicon import controls as C
@@ -83,6 +83,7 @@ class Vcpu:
         self.current12: Vmcs12 | None = None
         self.current_shadow: Shadow12 | None = None  # in place of `current12`, where L1 loaded a shadow VMCS
         self.vmcs12s = Vmcs12Cache(machine.memory, machine.pool, machine.l1, machine.revision)
+        self.shadow12s = Shadow12s(machine.memory, machine.l1)
         self.vpids = Vpids(lambda vpid: core_flush(machine, vpid))
         self.regs[S.FEATURE_CONTROL] = 5 if machine.l1_has_vmx else 1  # locked; VMXON outside SMX
         self.broken_rule = ""
@@ -134,14 +135,21 @@ class Vcpu:
         self.exit_retired = self.regs[S.RETIRED]
         self.stats.retired[2] += self.exit_retired - self.entry_retired
 
+    def enter_vmx(self, vmxon_l1_pa: int) -> None:
+        """L1 is in VMX operation, without a current VMCS."""
+        if self.machine.shadows:
+            self.v01[F.SECONDARY_CONTROLS] |= C.SECONDARY_VMCS_SHADOWING
+        self.in_vmx = True
+        self.vmxon_l1_pa = vmxon_l1_pa
+        set_current(self, None)
+
     def leave_vmx(self) -> None:
         """L1 is out of VMX operation: nothing of its vmcs12s is left."""
         if self.machine.shadows:
             self.v01[F.SECONDARY_CONTROLS] &= ~C.SECONDARY_VMCS_SHADOWING
-            self.v01[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
         self.in_vmx = False
         self.vmxon_l1_pa = X.NO_ADDRESS
-        self.current12 = self.current_shadow = None
+        set_current(self, None)
         self.vmcs12s.discard()
         self.v01[F.CR0_MASK] = self.cr0_owned
 
@@ -180,8 +188,8 @@ class Vcpu:
             v[F.GUEST_INTERRUPTIBILITY] = blocking & ~3
         if v[F.GUEST_RFLAGS] & X.RFLAGS_TF and not v[F.GUEST_DEBUGCTL] & X.DEBUGCTL_BTF:
             v[F.GUEST_PENDING_DEBUG] |= X.PENDING_SINGLE_STEP
-        if v[F.PRIMARY_CONTROLS] & C.PRIMARY_MONITOR_TRAP:
-            # Only L2's: that exit follows what L0 has done in L2's place too (SDM 26.5.2).
+        if self.level == 2 and v[F.PRIMARY_CONTROLS] & C.PRIMARY_MONITOR_TRAP:
+            # That exit follows what L0 has done in L2's place too (SDM 26.5.2).
             v[F.ENTRY_INTERRUPTION_INFO] = X.VALID | X.TYPE_OTHER
 
     def inject_exception(self, vector: int, error: int | None = None) -> None:

@@ -37,7 +37,10 @@ class VmError(IntEnum):
 
 def succeed(vcpu: Vcpu) -> None:
     """VMsucceed: all status flags clear; on to the next instruction."""
-    vcpu.v[F.GUEST_RFLAGS] &= ~X.RFLAGS_STATUS
+    v = vcpu.v
+    flags = v[F.GUEST_RFLAGS]
+    if flags & X.RFLAGS_STATUS:
+        v[F.GUEST_RFLAGS] = flags & ~X.RFLAGS_STATUS
     vcpu.advance()
 
 

@@ -15,7 +15,6 @@ from turtles.l0.nested.guest_memory import Faulted
 from turtles.l0.vmcs import bits as X
 from turtles.l0.vmcs import vmcs01, vmcs02
 from turtles.l0.vmcs.shadow12 import Shadow12
-from turtles.silicon import controls as C
 from turtles.silicon import fields as F
 from turtles.silicon import slots as S
 from turtles.silicon._silicon import VMCS_FIELDS
@@ -100,21 +99,17 @@ def _bad_address(vcpu: Vcpu, l1_pa: int) -> bool:
 
 
 def set_current(vcpu: Vcpu, c: Vmcs12 | Shadow12 | None) -> None:
-    """Makes a VMCS of L1's current; with VMCS shadowing L1's VMREAD and VMWRITE go to it without an exit."""
+    """Makes a VMCS of L1's current: its VMREAD and VMWRITE go to it without an exit, where silicon shadows.
+
+    Without one they fail as they should (SDM 31.2: VMfailInvalid where the link pointer names none).
+    """
     vcpu.current12 = vcpu.current_shadow = None
     if isinstance(c, Shadow12):
         vcpu.current_shadow = c
     else:
         vcpu.current12 = c
-    if not vcpu.machine.shadows:
-        return
-    v01 = vcpu.v01
-    if c is None:
-        v01[F.SECONDARY_CONTROLS] &= ~C.SECONDARY_VMCS_SHADOWING
-        v01[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS
-    else:
-        v01[F.SECONDARY_CONTROLS] |= C.SECONDARY_VMCS_SHADOWING
-        v01[F.GUEST_VMCS_LINK_POINTER] = c.host_pa
+    if vcpu.machine.shadows:
+        vcpu.v01[F.GUEST_VMCS_LINK_POINTER] = X.NO_ADDRESS if c is None else c.host_pa
 
 
 def vmxon(vcpu: Vcpu) -> None:
@@ -142,11 +137,9 @@ def vmxon(vcpu: Vcpu) -> None:
     if _bad_address(vcpu, l1_pa) or vcpu.machine.l1.load64(l1_pa) & 0xFFFF_FFFF != vcpu.machine.revision:
         fail_invalid(vcpu)
         return
-    vcpu.in_vmx = True
-    vcpu.vmxon_l1_pa = l1_pa
+    vcpu.enter_vmx(l1_pa)
     v[F.CR0_MASK] |= fixed
     v[F.CR0_READ_SHADOW] |= fixed
-    set_current(vcpu, None)
     succeed(vcpu)
 
 
@@ -200,7 +193,7 @@ def vmptrld(vcpu: Vcpu) -> None:
             fail(vcpu, VmError.VMPTRLD_REVISION)
             return
         if l1_pa not in vcpu.vmcs12s:  # what L1 changes of an active VMCS counts for nothing
-            set_current(vcpu, Shadow12(machine.memory, l1_pa, machine.l1.host_page(l1_pa)))
+            set_current(vcpu, vcpu.shadow12s.load(l1_pa))
             succeed(vcpu)
             return
     c = vcpu.vmcs12s.load(l1_pa)

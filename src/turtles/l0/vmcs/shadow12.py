@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from turtles.l0.ram import L1Memory
 from turtles.silicon import Memory
+
+MOST_KNOWN: Final = 64
 
 
 class Shadow12:
@@ -28,3 +31,21 @@ class Shadow12:
 
     def __setitem__(self, slot: int, value: int) -> None:
         self._memory.store(self.host_pa + 8 * slot, 8, value)
+
+
+class Shadow12s:
+    """The shadow VMCSs that one virtual CPU has loaded: where they lie, so that any may be forgotten."""
+
+    def __init__(self, memory: Memory, l1: L1Memory) -> None:
+        self._memory = memory
+        self._l1 = l1
+        self._known: dict[int, Shadow12] = {}
+
+    def load(self, l1_pa: int) -> Shadow12:
+        """VMPTRLD of one; the page is L1's RAM, as its revision has been read from there."""
+        found = self._known.get(l1_pa)
+        if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            found = self._known[l1_pa] = Shadow12(self._memory, l1_pa, self._l1.host_page(l1_pa))
+        return found
