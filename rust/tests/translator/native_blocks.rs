@@ -46,7 +46,10 @@ impl Host {
             return true;
         }
         let from = (rip - CODE) as usize;
-        same_on_the_host(&Decoder::with_ip(64, &bytes[from..], rip, DecoderOptions::NONE).decode())
+        let decoded = |options| Decoder::with_ip(64, &bytes[from..], rip, options).decode();
+        let [ours, other] = [DecoderOptions::NONE, DecoderOptions::AMD].map(decoded);
+        // A near branch with an operand-size prefix takes 16 bits of target there, and pushes 16.
+        (ours.code(), ours.len()) == (other.code(), other.len()) && same_on_the_host(&ours)
     }
 }
 
