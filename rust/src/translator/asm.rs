@@ -133,6 +133,11 @@ impl Asm {
         self.code.truncate(at + few.count as usize);
     }
 
+    /// Nothing that is executed, up to a multiple of `size` bytes.
+    pub fn align(&mut self, size: usize) {
+        self.code.resize(self.code.len().next_multiple_of(size), 0xcc);
+    }
+
     /// ModRM, SIB and displacement of `address` with `reg` (low three bits) in the reg field.
     pub fn modrm(&mut self, reg: u8, address: Address) {
         self.put(Few::default().modrm(reg, address));

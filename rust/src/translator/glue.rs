@@ -153,7 +153,7 @@ pub fn flags_back(a: &mut Asm) {
 }
 
 /// Vector register `n` to or from its place in the state, with `depth` bytes of stack in use.
-pub fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
+fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
     let opcode = 0x10 | u8::from(store);
     if avx {
         a.bytes(&[0xc5, if n < 8 { 0xfc } else { 0x7c }, opcode]);
@@ -164,6 +164,36 @@ pub fn vector_move(a: &mut Asm, avx: bool, store: bool, n: u8, depth: i32) {
         a.bytes(&[0x0f, opcode]);
     }
     a.modrm(n, Address::base(reg::RSP, state!(ymm) + i32::from(n) * 32 + depth));
+}
+
+/// The vector registers to their places, with `depth` bytes of stack in use.
+pub fn store_vectors(a: &mut Asm, avx: bool, depth: i32) {
+    for n in 0..16 {
+        vector_move(a, avx, true, n, depth);
+    }
+}
+
+/// The reverse of [`store_vectors`]; clobbers the flags. Where the upper halves are all 0, the processor is told: beside an
+/// upper half that it does not know to be 0, legacy SSE instructions wait for what their destination held before.
+pub fn load_vectors(a: &mut Asm, avx: bool, depth: i32) {
+    for n in 0..15 {
+        vector_move(a, avx, false, n, depth);
+    }
+    if !avx {
+        vector_move(a, avx, false, 15, depth);
+        return;
+    }
+    // The last register takes the sum of all meanwhile.
+    for n in 1..15 {
+        // vorps ymm15, ymm0 or ymm15, ymm n
+        a.bytes(&[0xc4, if n < 8 { 0x61 } else { 0x41 }, if n == 1 { 0x7c } else { 0x04 }, 0x56, 0xf8 | n & 7]);
+    }
+    a.bytes(&[0xc5, 0x04, 0x56]); // vorps ymm15, ymm15, [its place]
+    a.modrm(15, Address::base(reg::RSP, state!(ymm) + 15 * 32 + depth));
+    a.bytes(&[0xc4, 0x43, 0x7d, 0x19, 0xff, 1]); // vextractf128 xmm15, ymm15, 1
+    a.bytes(&[0xc4, 0x42, 0x79, 0x17, 0xff]); // vptest xmm15, xmm15
+    vector_move(a, avx, false, 15, depth);
+    a.bytes(&[0x75, 3, 0xc5, 0xf8, 0x77]); // jne over; vzeroupper
 }
 
 /// LDMXCSR (`store`: STMXCSR) of the state's MXCSR.
@@ -183,15 +213,11 @@ fn spill(a: &mut Asm, avx: bool) {
     a.bytes(&[0x9c, 0x58]); // pushfq; pop rax
     a.store(reg::RAX, hot!(host_flags));
     mxcsr(a, true);
-    for n in 0..16 {
-        vector_move(a, avx, true, n, 0);
-    }
+    store_vectors(a, avx, 0);
 }
 
 fn fill(a: &mut Asm, avx: bool) {
-    for n in 0..16 {
-        vector_move(a, avx, false, n, 0);
-    }
+    load_vectors(a, avx, 0);
     mxcsr(a, false);
     for guest in SPILLED {
         a.load(reg::RAX, in_state(guest));
@@ -258,6 +284,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
 
     // The target, tagged with the epoch of its half of the address space, is compared with the table's tag.
+    a.align(64);
     g.lookup = a.at();
     flags_aside(a);
     g.lookup_saved = a.at();
@@ -290,6 +317,7 @@ pub fn generate(a: &mut Asm, avx: bool, helper: u64) -> Glue {
     a.store(reg::S0, state!(rip));
     a.store(reg::S1, hot!(target));
     light::resolve(a, avx, saved, true);
+    a.align(64);
     let fills = [false, true].map(|written| light::fill(a, avx, written));
     g.probes = super::probe::generate(a, fills);
     g.syscall = crossing::syscall(a, &g);

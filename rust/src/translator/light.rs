@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::asm::{Address, Asm, cc, reg};
-use super::glue::{in_state, state, vector_move};
+use super::glue::{in_state, load_vectors, state, store_vectors};
 use super::hot::hot;
 use crate::cpu::Cpu;
 
@@ -19,19 +19,15 @@ fn call(a: &mut Asm, avx: bool, function: u64, third: u32, result: impl FnOnce(&
     for n in CLOBBERED {
         a.store(n, in_state(n) + DEPTH);
     }
-    for n in 0..16 {
-        vector_move(a, avx, true, n, DEPTH);
-    }
+    store_vectors(a, avx, DEPTH);
     a.load(reg::RDI, hot!(cpu) + DEPTH);
     a.mov(reg::RSI, reg::S0);
     a.mov_imm(reg::RDX, third);
     a.bytes(&[0x48, 0xb8]);
     a.bytes(&function.to_le_bytes());
     a.bytes(&[0xff, 0xd0]); // call rax
+    load_vectors(a, avx, DEPTH);
     result(a);
-    for n in 0..16 {
-        vector_move(a, avx, false, n, DEPTH);
-    }
     for n in CLOBBERED {
         a.load(n, in_state(n) + DEPTH);
     }
